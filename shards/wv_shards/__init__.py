@@ -1,1 +1,67 @@
-"""wv_shards."""
+"""The on-disk format of wv-toolkit: manifest, index, overlay, writer, reader, verify. See FORMAT.md.
+
+No torch, no DALI, no decoding in here.
+"""
+
+from wv_shards.atomic import atomic_file, fsync_directory, write_atomic
+from wv_shards.errors import (
+    CorruptDataError,
+    FormatVersionError,
+    NotADatasetError,
+    OutputExistsError,
+    OverlayMismatchError,
+    ShardsError,
+    UnfinishedBuildError,
+)
+from wv_shards.hashing import checksum, combine, file_checksum, key_hash, splitmix64
+from wv_shards.index import FLAG_BAD, INDEX_DTYPE, INDEX_FILE, IndexArray, open_index, write_index
+from wv_shards.manifest import BUILD_DIR, FORMAT_VERSION, MANIFEST_FILE, ClassInfo, Manifest, ShardInfo, band_of
+from wv_shards.overlay import Overlay
+from wv_shards.reader import Dataset
+from wv_shards.tables import REJECTS_FILE, REJECTS_SCHEMA, SAMPLES_FILE, SAMPLES_SCHEMA
+from wv_shards.verify import Problem, ProblemKind, verify
+from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporary_files
+
+__all__ = [
+    "BUILD_DIR",
+    "FLAG_BAD",
+    "FORMAT_VERSION",
+    "INDEX_DTYPE",
+    "INDEX_FILE",
+    "MANIFEST_FILE",
+    "MAX_KEY_BYTES",
+    "REJECTS_FILE",
+    "REJECTS_SCHEMA",
+    "SAMPLES_FILE",
+    "SAMPLES_SCHEMA",
+    "ClassInfo",
+    "CorruptDataError",
+    "Dataset",
+    "FinishedShard",
+    "FormatVersionError",
+    "IndexArray",
+    "Manifest",
+    "NotADatasetError",
+    "OutputExistsError",
+    "Overlay",
+    "OverlayMismatchError",
+    "Problem",
+    "ProblemKind",
+    "ShardInfo",
+    "ShardWriter",
+    "ShardsError",
+    "UnfinishedBuildError",
+    "atomic_file",
+    "band_of",
+    "checksum",
+    "combine",
+    "file_checksum",
+    "fsync_directory",
+    "key_hash",
+    "open_index",
+    "splitmix64",
+    "temporary_files",
+    "verify",
+    "write_atomic",
+    "write_index",
+]

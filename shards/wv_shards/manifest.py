@@ -1,0 +1,163 @@
+"""`manifest.json`: what a directory of shards holds. Written last, so its presence means that the rest is whole."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import xxhash
+
+from wv_shards.atomic import write_atomic
+from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, UnfinishedBuildError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+BUILD_DIR = ".build"
+"""Folder of an unfinished build inside its output directory; removed after the manifest is written."""
+
+
+def band_of(rows: int) -> int | None:
+    """Band of a class with `rows` source rows: b with 2^(b/2) ≤ rows < 2^((b+1)/2), or None without rows.
+
+    Raises:
+        ValueError: `rows` is negative.
+    """
+    if rows < 0:
+        raise ValueError(f"a class can't have {rows} rows")
+    return (rows * rows).bit_length() - 1 if rows else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassInfo:
+    """One class of the data set."""
+
+    class_id: int
+    name: str
+    rows: int
+    """Rows of the source with this label, known before anything was decoded."""
+    samples: int
+    """Samples packed."""
+    band: int | None
+    """`band_of(rows)`; None for a class without rows, and in tars that were not packed by band."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardInfo:
+    """One tar of the data set."""
+
+    name: str
+    """File name without `.tar`."""
+    samples: int
+    bytes: int
+    """Size of the tar."""
+    checksum: str
+    """xxh3_128 of the tar, in hexadecimal."""
+    band: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that a reader must know before it opens a shard."""
+
+    seed: int
+    split: str
+    classes: tuple[ClassInfo, ...]
+    """By class id, without gaps."""
+    shards: tuple[ShardInfo, ...]
+    """In the order of ordinals."""
+    samples: int
+    rows: int
+    """Rows of the source: samples and rejects."""
+    rejects: dict[str, int] = field(default_factory=dict)
+    """Rows that did not get in, by reason."""
+    index_checksum: str
+    """xxh3_128 of index.npy."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Every option that decides a byte of the data set."""
+    codecs: dict[str, str] = field(default_factory=dict)
+    """Decoder and encoder, with versions."""
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if [c.class_id for c in self.classes] != list(range(len(self.classes))):
+            raise ValueError("class ids must be 0 … K−1 in order")
+        if sum(s.samples for s in self.shards) != self.samples:
+            raise ValueError(f"shards hold {sum(s.samples for s in self.shards)} samples, manifest says {self.samples}")
+        if sum(c.samples for c in self.classes) != self.samples:
+            raise ValueError(
+                f"classes hold {sum(c.samples for c in self.classes)} samples, manifest says {self.samples}"
+            )
+        if self.samples + sum(self.rejects.values()) != self.rows:
+            raise ValueError(
+                f"{self.samples} samples and {sum(self.rejects.values())} rejects are not {self.rows} rows"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the data set, 32 hexadecimal digits: format version, classes, shards' checksums, the index's."""
+        covered = {
+            "format_version": self.format_version,
+            "classes": [asdict(c) for c in self.classes],
+            "shards": [[s.name, s.checksum] for s in self.shards],
+            "index": self.index_checksum,
+        }
+        return xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode())
+
+    def save(self, directory: Path) -> None:
+        """Write the manifest into `directory`. Call it last: it declares the data set finished."""
+        document = {**asdict(self), "digest": self.digest}
+        text = json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True)
+        write_atomic(directory / MANIFEST_FILE, (text + "\n").encode())
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Self:
+        """Read the manifest of `directory`.
+
+        Raises:
+            NotADatasetError: there is no such directory, or no manifest in it.
+            UnfinishedBuildError: a build into it has not been finished.
+            FormatVersionError: it was written by a newer version of the format.
+            CorruptDataError: the manifest can't be parsed, contradicts itself, or has another digest than it says.
+        """
+        directory = Path(directory)
+        path = directory / MANIFEST_FILE
+        try:
+            document = json.loads(path.read_bytes())
+            version = document["format_version"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise _missing(directory) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptDataError(
+                f"{path}: not a manifest ({type(error).__name__}); build the shards again"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise FormatVersionError(
+                f"{path}: format version {version}, this wv-toolkit reads version {FORMAT_VERSION}; "
+                "upgrade wv-toolkit, or build the shards again with this one"
+            )
+        try:
+            said = document.pop("digest")
+            document["classes"] = tuple(ClassInfo(**c) for c in document["classes"])
+            document["shards"] = tuple(ShardInfo(**s) for s in document["shards"])
+            manifest = cls(**document)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptDataError(f"{path}: contradicts itself ({error}); build the shards again") from error
+        if manifest.digest != said:
+            raise CorruptDataError(
+                f"{path}: digest {manifest.digest}, expected {said}: the file changed after the build; "
+                "restore it or build the shards again"
+            )
+        return manifest
+
+
+def _missing(directory: Path) -> NotADatasetError | UnfinishedBuildError:
+    if (directory / BUILD_DIR).is_dir():
+        return UnfinishedBuildError(
+            f"{directory}: the build has not been finished; run the same `wv-ingest build-shards` again to finish it"
+        )
+    if directory.is_dir():
+        return NotADatasetError(
+            f"{directory}: no {MANIFEST_FILE} in it; expected the output of `wv-ingest build-shards`"
+        )
+    return NotADatasetError(f"{directory}: no such directory; expected the output of `wv-ingest build-shards`")

@@ -1,0 +1,111 @@
+"""A finished data set, opened: its manifest, its mapped index, and the bytes of any sample.
+
+Reads are `pread` by (offset, size), so a file that shrinks is an error of one read and not a killed process.
+"""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from wv_shards.errors import CorruptDataError
+from wv_shards.hashing import checksum
+from wv_shards.index import INDEX_FILE, IndexArray, open_index
+from wv_shards.manifest import Manifest
+from wv_shards.tables import SAMPLES_FILE
+
+
+class Dataset:
+    """A directory of shards. Safe to read from several threads."""
+
+    def __init__(self, directory: Path, manifest: Manifest, index: IndexArray) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.index = index
+        """(N,) of INDEX_DTYPE, read-only."""
+        self.shard_starts: NDArray[np.int64] = np.zeros(len(manifest.shards) + 1, dtype=np.int64)
+        """(S + 1,): shard s holds the ordinals shard_starts[s] … shard_starts[s + 1] − 1."""
+        np.cumsum([shard.samples for shard in manifest.shards], out=self.shard_starts[1:])
+        self._descriptors: dict[int, int] = {}
+
+    @classmethod
+    def open(cls, directory: Path | str) -> Self:
+        """Open a finished data set.
+
+        Raises:
+            ShardsError: no data set, unfinished, of a newer format, or an index that disagrees.
+        """
+        directory = Path(directory)
+        manifest = Manifest.load(directory)
+        return cls(directory, manifest, open_index(directory / INDEX_FILE, manifest.samples))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the shards' files. The data set can be read from again; it then opens them anew."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def shard_of(self, ordinals: ArrayLike) -> NDArray[np.int64]:
+        """Shard number of each ordinal, same shape."""
+        return np.asarray(np.searchsorted(self.shard_starts, ordinals, side="right") - 1, dtype=np.int64)
+
+    def shard_path(self, shard: int) -> Path:
+        """Path of a shard's tar."""
+        return self.directory / f"{self.manifest.shards[shard].name}.tar"
+
+    def read(self, ordinal: int) -> bytes:
+        """The image file of one sample.
+
+        Raises:
+            IndexError: no such ordinal.
+            CorruptDataError: the bytes are not those that were written.
+            OSError: the shard can't be opened or read.
+        """
+        if not 0 <= ordinal < self.manifest.samples:
+            raise IndexError(f"ordinal {ordinal}: the data set has {self.manifest.samples} samples")
+        record = self.index[ordinal]
+        shard = int(self.shard_of(ordinal))
+        size = int(record["size"])
+        data = os.pread(self._descriptor(shard), size, int(record["offset"]))
+        if len(data) != size or checksum(data) != int(record["checksum"]):
+            raise CorruptDataError(
+                f"{self.shard_path(shard).name}: sample {ordinal} is not what was written "
+                f"({len(data)} of {size} bytes read); run `wv-ingest verify {self.directory}`"
+            )
+        return data
+
+    def samples_table(self, columns: list[str] | None = None) -> pa.Table:
+        """`samples.parquet`, row i speaking of ordinal i; all columns, or those named.
+
+        Raises:
+            CorruptDataError: the table is missing, unreadable, or has another number of rows.
+        """
+        path = self.directory / SAMPLES_FILE
+        try:
+            table = pq.read_table(path, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptDataError(f"{path}: not a readable table ({type(error).__name__})") from error
+        if table.num_rows != self.manifest.samples:
+            raise CorruptDataError(f"{path}: {table.num_rows} rows, the manifest says {self.manifest.samples}")
+        return table
+
+    def _descriptor(self, shard: int) -> int:
+        descriptor = self._descriptors.get(shard)
+        if descriptor is None:
+            opened = os.open(self.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._descriptors.setdefault(shard, opened)
+            if descriptor != opened:  # another thread was first
+                os.close(opened)
+        return descriptor

@@ -1,0 +1,32 @@
+"""The two Parquet tables of a data set: what got in, and what did not.
+
+Same row order as the index for the first; the source's order for the second.
+"""
+
+import pyarrow as pa
+
+SAMPLES_FILE = "samples.parquet"
+REJECTS_FILE = "rejects.parquet"
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # name in the tar
+        ("path", pa.string()),  # in the source, relative to its root
+        ("source", pa.string()),  # google, flickr; empty where the source has none
+        ("query", pa.string()),  # q0001; empty where the source has none
+        ("label", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int32()),
+        ("content_hash", pa.uint64()),  # xxh3_64 of the source file
+    ]
+)
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("label", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),  # a code, never raw error text
+    ]
+)

@@ -1,0 +1,202 @@
+"""Is the data set on disk the one that was built? Reads every byte and compares it with manifest and index.
+
+It finds and names; it mends nothing.
+"""
+
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import xxhash
+
+from wv_shards.errors import ShardsError
+from wv_shards.hashing import checksum, file_checksum
+from wv_shards.index import INDEX_FILE, IndexArray, open_index
+from wv_shards.manifest import Manifest, ShardInfo
+from wv_shards.reader import Dataset
+from wv_shards.tables import REJECTS_FILE, SAMPLES_FILE
+from wv_shards.writer import IDX_VERSION
+
+_CHUNK_BYTES = 1 << 22
+
+
+class ProblemKind(StrEnum):
+    """What can be wrong with a file of a data set."""
+
+    MISSING = "missing"
+    SIZE = "size"
+    CHECKSUM = "checksum"
+    SAMPLE = "sample"
+    INDEX = "index"
+    COUNTS = "counts"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that is wrong, for a person to read."""
+
+    path: Path
+    kind: ProblemKind
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.message}"
+
+
+def verify(directory: Path | str, progress: Callable[[int], None] | None = None) -> list[Problem]:
+    """Check a finished data set: sizes, checksums, members, index, DALI indexes, tables, counts.
+
+    Args:
+        directory: the data set.
+        progress: called with the bytes of shards checked since the last call.
+
+    Returns:
+        Everything that is wrong; empty when the data set is sound.
+
+    Raises:
+        ShardsError: there is no finished data set of this format version.
+    """
+    directory = Path(directory)
+    manifest = Manifest.load(directory)
+    problems: list[Problem] = []
+    index_path = directory / INDEX_FILE
+    index: IndexArray | None = None
+    try:
+        index = open_index(index_path, manifest.samples)
+        if file_checksum(index_path) != manifest.index_checksum:
+            problems.append(_problem(index_path, ProblemKind.CHECKSUM, "checksum differs from the manifest's"))
+    except ShardsError as error:
+        kind = ProblemKind.INDEX if index_path.exists() else ProblemKind.MISSING
+        problems.append(_problem(index_path, kind, str(error)))
+    start = 0
+    for shard in manifest.shards:
+        records = None if index is None else index[start : start + shard.samples]
+        problems += _verify_shard(directory, shard, records, progress or (lambda _: None))
+        start += shard.samples
+    problems += _verify_tables(directory, manifest, index)
+    if index is not None:
+        problems += _verify_counts(index_path, manifest, index)
+    return problems
+
+
+def _problem(path: Path, kind: ProblemKind, message: str) -> Problem:
+    return Problem(path=path, kind=kind, message=message)
+
+
+def _verify_shard(
+    directory: Path, shard: ShardInfo, records: IndexArray | None, progress: Callable[[int], None]
+) -> list[Problem]:
+    path = directory / f"{shard.name}.tar"
+    problems: list[Problem] = []
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            problems.append(_problem(path, ProblemKind.SIZE, f"{size} bytes, the manifest says {shard.bytes}"))
+        digest = xxhash.xxh3_128()
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                progress(len(chunk))
+        sound = digest.hexdigest() == shard.checksum
+        if not sound and not problems:
+            problems.append(
+                _problem(
+                    path, ProblemKind.CHECKSUM, f"checksum {digest.hexdigest()}, the manifest says {shard.checksum}"
+                )
+            )
+        if records is not None:
+            bad = _bad_samples(path, records)
+            problems += [
+                _problem(path, ProblemKind.SAMPLE, f"sample {i} of the shard is not what the index says") for i in bad
+            ]
+            if sound:  # members of a broken tar are better not trusted
+                problems += _verify_members(path, records)
+    except FileNotFoundError:
+        return [_problem(path, ProblemKind.MISSING, "the shard is missing")]
+    except OSError as error:
+        return [*problems, _problem(path, ProblemKind.UNREADABLE, f"can't be read: {error.strerror}")]
+    return problems
+
+
+def _bad_samples(path: Path, records: IndexArray) -> list[int]:
+    bad = []
+    with open(path, "rb") as file:
+        for i, record in enumerate(records):
+            file.seek(int(record["offset"]))
+            data = file.read(int(record["size"]))
+            if checksum(data) != int(record["checksum"]):
+                bad.append(i)
+    return bad
+
+
+def _verify_members(path: Path, records: IndexArray) -> list[Problem]:
+    """Tar, index and DALI index must speak of the same members at the same places."""
+    lines: list[list[str]] = []
+    with tarfile.open(path, "r:") as tar:
+        key = None
+        for member in tar:
+            name, _, extension = member.name.partition(".")
+            if name != key:
+                lines.append([])
+                key = name
+            lines[-1].append(f"{extension} {member.offset_data} {member.size} {member.name}")
+    problems = []
+    said = [line[0].split(" ", 3)[1:3] if line else [] for line in lines]
+    indexed = [[str(int(r["offset"])), str(int(r["size"]))] for r in records]
+    if said != indexed:
+        problems.append(_problem(path, ProblemKind.INDEX, "index.npy does not describe the members of this tar"))
+    idx = path.with_suffix(".idx")
+    expected = "\n".join([f"{IDX_VERSION} {len(lines)}", *(" ".join(line) for line in lines), ""])
+    try:
+        if idx.read_text() != expected:
+            problems.append(_problem(idx, ProblemKind.INDEX, "does not describe the members of its tar"))
+    except FileNotFoundError:
+        problems.append(_problem(idx, ProblemKind.MISSING, "the DALI index is missing"))
+    except ValueError:
+        problems.append(_problem(idx, ProblemKind.UNREADABLE, "not a text file"))
+    return problems
+
+
+def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None) -> list[Problem]:
+    problems: list[Problem] = []
+    try:
+        with Dataset.open(directory) as dataset:
+            table = dataset.samples_table(["label", "width", "height", "bytes"])
+            if index is not None:
+                for column, field in (("label", "label"), ("width", "width"), ("height", "height"), ("bytes", "size")):
+                    if not np.array_equal(table.column(column).to_numpy(), index[field]):
+                        text = f"column {column} disagrees with the index"
+                        problems.append(_problem(directory / SAMPLES_FILE, ProblemKind.INDEX, text))
+    except ShardsError as error:
+        if index is not None:  # else it is the index, which has been named
+            problems.append(_problem(directory / SAMPLES_FILE, ProblemKind.UNREADABLE, str(error)))
+    rejects = directory / REJECTS_FILE
+    try:
+        reasons = pq.read_table(rejects, columns=["reason"]).column("reason").value_counts().to_pylist()
+        found = {row["values"]: row["counts"] for row in reasons}
+        if found != manifest.rejects:
+            text = f"rejects by reason {json.dumps(found)}, the manifest says {json.dumps(manifest.rejects)}"
+            problems.append(_problem(rejects, ProblemKind.COUNTS, text))
+    except FileNotFoundError:
+        problems.append(_problem(rejects, ProblemKind.MISSING, "the table is missing"))
+    except (OSError, ValueError) as error:
+        problems.append(_problem(rejects, ProblemKind.UNREADABLE, f"not a readable table ({type(error).__name__})"))
+    return problems
+
+
+def _verify_counts(index_path: Path, manifest: Manifest, index: IndexArray) -> list[Problem]:
+    labels = np.asarray(index["label"])
+    if len(labels) and (labels.min() < 0 or labels.max() >= len(manifest.classes)):
+        return [_problem(index_path, ProblemKind.COUNTS, f"labels outside 0 … {len(manifest.classes) - 1}")]
+    counts = np.bincount(labels, minlength=len(manifest.classes))
+    return [
+        _problem(index_path, ProblemKind.COUNTS, f"class {c.class_id}: {n} samples, the manifest says {c.samples}")
+        for c, n in zip(manifest.classes, counts.tolist(), strict=True)
+        if c.samples != n
+    ]
