@@ -1,0 +1,114 @@
+"""Fixtures shared by all rooms: the real test data, and small drawn data sets that need no ingest."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from wv_shards import (
+    INDEX_FILE,
+    REJECTS_FILE,
+    REJECTS_SCHEMA,
+    SAMPLES_FILE,
+    SAMPLES_SCHEMA,
+    ClassInfo,
+    Manifest,
+    ShardWriter,
+    band_of,
+    checksum,
+    file_checksum,
+    key_hash,
+    write_index,
+)
+
+# Examples are not timed: these machines are shared and noisy.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("shared")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of real photos, odd files and noisy labels; not part of the repository."""
+    folder = Path(os.environ.get("WV_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        message = f"no test data at {folder.name}: set WV_TEST_DATA to the folder that holds photos/ and torture/"
+        if os.environ.get("WV_REQUIRE_TEST_DATA") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+def draw_jpeg(seed: int, width: int = 24, height: int = 20, quality: int = 85) -> bytes:
+    """A small JPEG, different for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session", name="draw_jpeg")
+def draw_jpeg_fixture() -> Callable[..., bytes]:
+    return draw_jpeg
+
+
+def draw_dataset(
+    directory: Path, class_sizes: Sequence[int], *, shard_samples: int = 64, seed: int = 0, rejects: int = 0
+) -> Path:
+    """Write a finished data set of drawn JPEGs: class c has class_sizes[c] samples, packed by band as ingest does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    samples = [(f"c{c:03d}-{i:05d}", c) for c, n in enumerate(class_sizes) for i in range(n)]
+    bands = sorted({band for n in class_sizes if (band := band_of(n)) is not None})
+    finished, facts = [], []
+    for band in bands:
+        members = [(k, c) for k, c in samples if band_of(class_sizes[c]) == band]
+        members.sort(key=lambda member: (key_hash(member[0], seed), member[0]))
+        for number, start in enumerate(range(0, len(members), shard_samples)):
+            with ShardWriter(directory, f"b{band:02d}-{number:06d}") as writer:
+                for key, label in members[start : start + shard_samples]:
+                    image = draw_jpeg(key_hash(key, seed) % 2**32)
+                    path = f"drawn/{key}.jpg"
+                    writer.add(key, image, label, {"key": key, "label": label, "path": path}, width=24, height=20)
+                    facts.append((key, path, "drawn", "q0001", label, 24, 20, len(image), checksum(image)))
+                finished.append(writer.finish(band))
+    write_index(directory / INDEX_FILE, [shard.records for shard in finished], len(facts))
+    columns = list(zip(*facts, strict=True)) if facts else [[] for _ in SAMPLES_SCHEMA]
+    pq.write_table(pa.table([pa.array(column) for column in columns], schema=SAMPLES_SCHEMA), directory / SAMPLES_FILE)
+    rejected = [[f"drawn/bad{i}.jpg" for i in range(rejects)], [0] * rejects, ["empty"] * rejects, [""] * rejects]
+    pq.write_table(
+        pa.table([pa.array(c, t) for c, t in zip(rejected, REJECTS_SCHEMA.types, strict=True)], schema=REJECTS_SCHEMA),
+        directory / REJECTS_FILE,
+    )
+    Manifest(
+        seed=seed,
+        split="train",
+        classes=tuple(
+            ClassInfo(class_id=c, name=f"class {c}", rows=n + (rejects if c == 0 else 0), samples=n, band=band_of(n))
+            for c, n in enumerate(class_sizes)
+        ),
+        shards=tuple(shard.info for shard in finished),
+        samples=len(facts),
+        rows=len(facts) + rejects,
+        rejects={"empty": rejects} if rejects else {},
+        index_checksum=file_checksum(directory / INDEX_FILE),
+    ).save(directory)
+    return directory
+
+
+@pytest.fixture(scope="session", name="draw_dataset")
+def draw_dataset_fixture() -> Callable[..., Path]:
+    return draw_dataset
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only by agreement: 6 classes of 3 … 120 samples."""
+    return draw_dataset(tmp_path_factory.mktemp("small") / "shards", [120, 61, 30, 17, 8, 3], rejects=2)
