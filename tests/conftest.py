@@ -80,13 +80,10 @@ def draw_dataset(
                     facts.append((key, path, "drawn", "q0001", label, 24, 20, len(image), checksum(image)))
                 finished.append(writer.finish(band))
     write_index(directory / INDEX_FILE, [shard.records for shard in finished], len(facts))
-    columns = list(zip(*facts, strict=True)) if facts else [[] for _ in SAMPLES_SCHEMA]
-    pq.write_table(pa.table([pa.array(column) for column in columns], schema=SAMPLES_SCHEMA), directory / SAMPLES_FILE)
+    columns = [list(column) for column in zip(*facts, strict=True)] or [[] for _ in SAMPLES_SCHEMA]
+    pq.write_table(pa.table(columns_of(SAMPLES_SCHEMA, columns), schema=SAMPLES_SCHEMA), directory / SAMPLES_FILE)
     rejected = [[f"drawn/bad{i}.jpg" for i in range(rejects)], [0] * rejects, ["empty"] * rejects, [""] * rejects]
-    pq.write_table(
-        pa.table([pa.array(c, t) for c, t in zip(rejected, REJECTS_SCHEMA.types, strict=True)], schema=REJECTS_SCHEMA),
-        directory / REJECTS_FILE,
-    )
+    pq.write_table(pa.table(columns_of(REJECTS_SCHEMA, rejected), schema=REJECTS_SCHEMA), directory / REJECTS_FILE)
     Manifest(
         seed=seed,
         split="train",
@@ -101,6 +98,10 @@ def draw_dataset(
         index_checksum=file_checksum(directory / INDEX_FILE),
     ).save(directory)
     return directory
+
+
+def columns_of(schema: pa.Schema, columns: list[list[object]]) -> list[pa.Array]:
+    return [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
 
 
 @pytest.fixture(scope="session", name="draw_dataset")
