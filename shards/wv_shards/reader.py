@@ -4,6 +4,10 @@ Reads are `pread` by (offset, size), so a file that shrinks is an error of one r
 """
 
 import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +24,10 @@ from wv_shards.manifest import Manifest
 from wv_shards.tables import SAMPLES_FILE
 
 
+MAX_OPEN_SHARDS = 256
+"""Shards that a data set keeps open; a process may have 1,024 files open where nobody raised the limit."""
+
+
 class Dataset:
     """A directory of shards. Safe to read from several threads."""
 
@@ -31,7 +39,9 @@ class Dataset:
         self.shard_starts: NDArray[np.int64] = np.zeros(len(manifest.shards) + 1, dtype=np.int64)
         """(S + 1,): shard s holds the ordinals shard_starts[s] … shard_starts[s + 1] − 1."""
         np.cumsum([shard.samples for shard in manifest.shards], out=self.shard_starts[1:])
-        self._descriptors: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[int, int] = OrderedDict()  # shard → descriptor, least recently used first
+        self._busy: dict[int, list[int]] = {}  # shard → [descriptor, readers]
 
     @classmethod
     def open(cls, directory: Path | str) -> Self:
@@ -54,8 +64,9 @@ class Dataset:
 
     def close(self) -> None:
         """Close the shards' files. The data set can be read from again; it then opens them anew."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        with self._lock:
+            while self._idle:
+                os.close(self._idle.popitem()[1])
 
     def shard_of(self, ordinals: ArrayLike) -> NDArray[np.int64]:
         """Shard number of each ordinal, same shape."""
@@ -78,7 +89,8 @@ class Dataset:
         record = self.index[ordinal]
         shard = int(self.shard_of(ordinal))
         size = int(record["size"])
-        data = os.pread(self._descriptor(shard), size, int(record["offset"]))
+        with self.descriptor(shard) as descriptor:
+            data = os.pread(descriptor, size, int(record["offset"]))
         if len(data) != size or checksum(data) != int(record["checksum"]):
             raise CorruptDataError(
                 f"{self.shard_path(shard).name}: sample {ordinal} is not what was written "
@@ -101,11 +113,27 @@ class Dataset:
             raise CorruptDataError(f"{path}: {table.num_rows} rows, the manifest says {self.manifest.samples}")
         return table
 
-    def _descriptor(self, shard: int) -> int:
-        descriptor = self._descriptors.get(shard)
-        if descriptor is None:
-            opened = os.open(self.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
-            descriptor = self._descriptors.setdefault(shard, opened)
-            if descriptor != opened:  # another thread was first
-                os.close(opened)
-        return descriptor
+    @contextmanager
+    def descriptor(self, shard: int) -> Iterator[int]:
+        """File descriptor of a shard's tar, for `pread`, valid within the context; opened when first needed.
+
+        Raises:
+            OSError: the shard can't be opened.
+        """
+        with self._lock:
+            entry = self._busy.get(shard)
+            if entry is None:
+                idle = self._idle.pop(shard, None)
+                if idle is None:
+                    idle = os.open(self.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
+                entry = self._busy[shard] = [idle, 0]
+            entry[1] += 1
+        try:
+            yield entry[0]
+        finally:
+            with self._lock:
+                entry[1] -= 1
+                if not entry[1]:
+                    self._idle[shard] = self._busy.pop(shard)[0]
+                    if len(self._idle) > MAX_OPEN_SHARDS:
+                        os.close(self._idle.popitem(last=False)[1])
