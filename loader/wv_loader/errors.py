@@ -1,0 +1,13 @@
+"""What can go wrong in the loader that a user can mend, as one small exception tree."""
+
+
+class LoaderError(Exception):
+    """Base of the loader's errors; one line: expected, found, what to do."""
+
+
+class StateMismatchError(LoaderError):
+    """A saved state belongs to another plan; the message names what differs."""
+
+
+class BadSampleBudgetError(LoaderError):
+    """More samples failed than the budget allows; the message counts them by reason."""
