@@ -1,0 +1,143 @@
+"""`wv-train`: options in, a job out, and every mistake as one line."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from wv_loader import LoaderError
+from wv_shards import ShardsError
+from wv_train.data import DataConfig
+from wv_train.distributed import open_world
+from wv_train.errors import RecipeError, TrainError
+from wv_train.job import Job, opening_lines, prepare, run_job
+from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
+from wv_train.run_directory import RunDirectory
+from wv_train.signals import Stopped
+from wv_train.table import set_key, to_table, to_toml
+
+EPILOG = f"""\b
+Shipped recipes: {", ".join(recipe_names())}
+
+\b
+Examples:
+  wv-train --shards train/ --val val/ --recipe demo --out runs/gated
+  wv-train --shards train/ --recipe my.toml --out runs/a --set phases.gated.gate.start=0.3
+  wv-train --resume --out runs/gated
+  torchrun --nproc-per-node 8 -m wv_train --shards train/ --recipe webvision-resnet50 --out runs/r50
+  wv-train --recipe demo --print-recipe > my.toml
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--shards", type=click.Path(path_type=Path), help="Training shards, made by wv-ingest.")
+@click.option("--val", type=click.Path(path_type=Path), help="Validation shards, with the same classes.")
+@click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="A shipped recipe or a TOML file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; new or empty, but for --resume.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out; it remembers shards, recipe and all.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key; phases go by name.")
+@click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch on a CPU.")
+@click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--exclude",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Overlay of samples not to be shown.",
+)
+@click.option("--print-recipe", is_flag=True, help="Print the recipe as it would be used, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would run, write nothing.")
+@click.version_option(package_name="wv-toolkit")
+def command(
+    shards: Path | None,
+    val: Path | None,
+    recipe_name: str | None,
+    out: Path | None,
+    resume: bool,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    threads: int | None,
+    loader_threads: int | None,
+    device: str,
+    exclude: tuple[Path, ...],
+    print_recipe: bool,
+    dry_run: bool,
+) -> None:
+    """Train a classifier on shards of noisy, skewed web images.
+
+    A recipe lists the phases: base, gated (samples that the model does not believe teach nothing), fine-tune.
+    """
+    if seed is not None:
+        overrides = (*overrides, f"seed={seed}")
+    if print_recipe:
+        click.echo(to_toml(to_table(_recipe(recipe_name, overrides, None))), nl=False)
+        return
+    if out is None and not dry_run:
+        raise click.UsageError("--out is missing: the folder that the run is written to")
+    saved = RunDirectory(out).read_info() if resume and out is not None else None
+    recipe = _recipe(recipe_name, overrides, saved["recipe"] if saved else None)
+    if saved:
+        shards = shards or Path(saved["shards"])
+        val = val or (Path(saved["val"]) if saved["val"] else None)
+        exclude = exclude or tuple(Path(path) for path in saved["exclude"])
+    if shards is None:
+        raise click.UsageError("--shards is missing: a folder made by wv-ingest build-shards")
+    job = Job(
+        recipe=recipe,
+        data=DataConfig(shards=shards, val=val, exclude=exclude, loader_threads=loader_threads),
+        out=out or Path("."),
+        resume=resume,
+        device=device,
+        threads=threads,
+    )
+    if dry_run:
+        _say_plan(job)
+    else:
+        run_job(job)
+
+
+def main() -> None:
+    """Entry point: expected mistakes become one line, exit code 1, or 2 where the recipe or an option is wrong."""
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        sys.stderr.write(f"wv-train: {error.format_message()}\n")
+        sys.exit(2)
+    except RecipeError as error:
+        sys.stderr.write(f"wv-train: {error}\n")
+        sys.exit(2)
+    except (TrainError, LoaderError, ShardsError) as error:
+        sys.stderr.write(f"wv-train: {error}\n")
+        sys.exit(1)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("wv-train: interrupted\n")
+        sys.exit(130)
+
+
+def _recipe(name: str | None, overrides: tuple[str, ...], saved: dict[str, object] | None) -> Recipe:
+    """The recipe asked for; without a name, the run's own (`saved`), or a usage error."""
+    if name is not None:
+        return load_recipe(name, overrides)
+    if saved is None:
+        raise click.UsageError(f"--recipe is missing: a TOML file or one of {', '.join(recipe_names())}")
+    for assignment in overrides:
+        set_key(saved, assignment)
+    return recipe_from_table(saved)
+
+
+def _say_plan(job: Job) -> None:
+    with open_world(job.device) as world:
+        model, plans, facts = prepare(job, world)
+        if not world.is_main:
+            return
+        for line in opening_lines(job, world, model, plans, facts):
+            click.echo(line)
+        for plan in plans:
+            shown = plan.exposure[plan.exposure > 0]
+            click.echo(
+                f"phase {plan.phase.name}: a class is shown {shown.min():,.1f} to {shown.max():,.1f} times an epoch"
+            )
+        click.echo(f"{sum(plan.steps for plan in plans):,} steps in all; nothing was written")

@@ -1,0 +1,276 @@
+"""Puts a run together: world, data, model, folder; starts or resumes it, and records what it is.
+
+Nothing is written before everything that can be refused has been refused.
+"""
+
+import json
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from wv_loader import Loader
+from wv_shards import ShardsError, write_atomic
+from wv_train.checkpoint import Checkpoint
+from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader
+from wv_train.distributed import World, open_world
+from wv_train.errors import NonFiniteLossError, RecipeError
+from wv_train.models import check_model, make_model
+from wv_train.progress import RunLog, Screen
+from wv_train.recipe import Recipe, recipe_from_table
+from wv_train.run_directory import RunDirectory
+from wv_train.signals import Stopped
+from wv_train.table import first_difference, to_table
+from wv_train.trainer import PhasePlan, Trainer, TrainingData, plan_phase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What `wv-train` was asked to do."""
+
+    recipe: Recipe
+    data: DataConfig
+    out: Path
+    resume: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    """Threads of torch on a CPU; None leaves torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the training shards are, read once through the first phase's loader."""
+
+    samples: int
+    classes: list[str]
+    class_counts: list[int]
+    class_bands: list[int | None]
+    manifest_digest: str
+    engine: str
+
+
+def run_job(job: Job) -> None:
+    """Train to the end.
+
+    Raises Stopped after a signal; TrainError, LoaderError, ShardsError with a message of one line.
+    """
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    run = RunDirectory(job.out)
+    checkpoint = None
+    if job.resume:
+        checkpoint = _checkpoint_of(run, job)
+    else:
+        run.check_new()
+    with open_world(job.device) as world:
+        model, plans, facts = prepare(job, world)
+        if checkpoint is not None:
+            checkpoint.check_data(run.last, manifest_digest=facts.manifest_digest, classes=facts.classes)
+        screen = Screen()
+        say = screen.say if world.is_main else _silent
+        for line in opening_lines(job, world, model, plans, facts):
+            say(line)
+        if checkpoint is not None:
+            _say_resumed(checkpoint, world, plans, say)
+        elif job.resume:
+            say("no checkpoint yet: starting at step 0")
+        log = _open_log(run, job, world, screen, _info(job, world, model, plans, facts), checkpoint)
+        trainer = Trainer(
+            recipe=job.recipe,
+            plans=plans,
+            model=model,
+            data=_training_data(job, world, facts),
+            world=world,
+            run=run,
+            log=log,
+        )
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        if log:
+            screen.begin(sum(plan.steps for plan in plans), trainer.position.step)
+        try:
+            trainer.train()
+            ending = f"done: {trainer.position.step:,} steps, {trainer.position.samples:,} samples; run in {job.out}"
+        except Stopped as stopped:
+            ending = f"{stopped} after step {trainer.position.step:,}, saved; resume with: {resume_command(job, world)}"
+            raise
+        except NonFiniteLossError as error:
+            ending = ""
+            if world.is_main:
+                _save_batch(run, job, error, trainer.position.step)
+            raise NonFiniteLossError(f"{error}; its samples: {run.nonfinite}", ordinals=error.ordinals) from error
+        except BaseException:
+            ending = ""
+            raise
+        finally:
+            if log:
+                log.close()
+            if ending:
+                say(ending)
+
+
+def prepare(job: Job, world: World) -> tuple[nn.Module, list[PhasePlan], Facts]:
+    """Open every loader once and make the model: all that can be refused before anything is written."""
+    plans = []
+    facts: Facts | None = None
+    for index, phase in enumerate(job.recipe.phases):
+        with closing(open_phase_loader(job.data, job.recipe, index, world)) as loader:
+            plans.append(plan_phase(phase, loader))
+            facts = facts or _facts(loader)
+    assert facts is not None  # a recipe has a phase
+    if job.data.val is not None:
+        _open_validation(job, world, facts).close()
+    torch.manual_seed(job.recipe.seed)
+    classes = len(facts.classes)
+    model = make_model(job.recipe.model, classes).to(world.device)
+    if world.device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    check_model(model, job.recipe.model, size_px=job.recipe.size_px, classes=classes, device=world.device)
+    return model, plans, facts
+
+
+def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], facts: Facts) -> list[str]:
+    """What runs here, for a person: engine, device, world, batch, classes, imbalance, seed, model, phases."""
+    recipe = job.recipe
+    counts = np.array(facts.class_counts)
+    some = counts[counts > 0]
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    lines = [
+        f"engine {facts.engine}, device {device}, world size {world.size}, global batch {recipe.batch_size}, "
+        f"torch threads {torch.get_num_threads()}, seed {recipe.seed}",
+        f"{int(counts.sum()):,} samples in {len(counts):,} classes, {some.min():,} to {some.max():,} a class "
+        f"(imbalance {some.max() / some.min():.1f})",
+        f"model {recipe.model}: {_parameters(model):,} parameters, {recipe.size_px} px",
+    ]
+    if empty := int((counts == 0).sum()):
+        lines.append(f"warning: {empty:,} classes have no sample and will not be learned")
+    for plan in plans:
+        phase, gate = plan.phase, plan.phase.gate
+        length = f"at most {plan.steps:,} steps" if phase.until else f"{plan.steps:,} steps"
+        gated = f", gate {gate.kind} {gate.start:g} to {gate.end:g}" if gate else ""
+        lines.append(
+            f"phase {phase.name}: {length}, lr {phase.lr:g} {phase.schedule}, balance {phase.balance:g}, "
+            f"class weights {phase.class_weights}{gated}"
+        )
+    return lines
+
+
+def resume_command(job: Job, world: World) -> str:
+    """What to type to continue the run."""
+    start = f"torchrun --nproc-per-node {world.size} -m wv_train" if world.size > 1 else "wv-train"
+    return f"{start} --resume --out {job.out}"
+
+
+def _checkpoint_of(run: RunDirectory, job: Job) -> Checkpoint | None:
+    """The checkpoint to go on from; None where the run was killed before its first. Refuses another recipe."""
+    saved = recipe_from_table(run.read_info()["recipe"])
+    if difference := first_difference(to_table(saved), to_table(job.recipe)):
+        key, before, now = difference
+        raise RecipeError(
+            f"{key}: the run in {run.path} has {before!r}, asked for was {now!r}; resume without changes, "
+            "or start a new run with another --out"
+        )
+    return Checkpoint.load(run.last) if run.last.exists() else None
+
+
+def _facts(loader: Loader) -> Facts:
+    return Facts(
+        samples=loader.num_samples,
+        classes=list(loader.class_names),
+        class_counts=[int(count) for count in loader.class_counts],
+        class_bands=list(loader.class_bands),
+        manifest_digest=loader.manifest_digest,
+        engine=loader.engine.name,
+    )
+
+
+def _training_data(job: Job, world: World, facts: Facts) -> TrainingData:
+    return TrainingData(
+        open_phase=lambda index: open_phase_loader(job.data, job.recipe, index, world),
+        open_validation=(lambda: _open_validation(job, world, facts)) if job.data.val else None,
+        samples=facts.samples,
+        classes=facts.classes,
+        manifest_digest=facts.manifest_digest,
+    )
+
+
+def _open_validation(job: Job, world: World, facts: Facts) -> Loader:
+    assert job.data.val is not None
+    return open_validation_loader(
+        job.data.val,
+        job.recipe,
+        world,
+        classes=facts.classes,
+        engine=job.data.engine,
+        threads=job.data.loader_threads,
+    )
+
+
+def _open_log(
+    run: RunDirectory, job: Job, world: World, screen: Screen, info: dict[str, Any], checkpoint: Checkpoint | None
+) -> RunLog | None:
+    """Rank 0 makes the run's folder, or cuts its metrics to the checkpoint."""
+    if not world.is_main:
+        return None
+    if not job.resume:
+        run.write_info(info)
+    run.cut_metrics(checkpoint.metrics_bytes if checkpoint else 0)
+    return RunLog(run, screen, step=checkpoint.position["step"] if checkpoint else 0)
+
+
+def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], facts: Facts) -> dict[str, Any]:
+    return {
+        "command": sys.argv,
+        "shards": str(job.data.shards),
+        "val": str(job.data.val) if job.data.val else None,
+        "exclude": [str(path) for path in job.data.exclude],
+        "manifest_digest": facts.manifest_digest,
+        "classes": facts.classes,
+        "class_counts": facts.class_counts,
+        "class_bands": facts.class_bands,
+        "exposures": {plan.phase.name: [float(shows) for shows in plan.exposure] for plan in plans},
+        "recipe": to_table(job.recipe),
+        "world_size": world.size,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("wv-toolkit", "torch", "timm", "numpy")},
+        },
+        "engine": facts.engine,
+        "parameters": _parameters(model),
+    }
+
+
+def _say_resumed(checkpoint: Checkpoint, world: World, plans: list[PhasePlan], say: Callable[[str], None]) -> None:
+    step, phase = checkpoint.position["step"], checkpoint.position["phase"]
+    where = f"phase {plans[phase].phase.name}" if phase < len(plans) else "finished"
+    say(f"resuming at step {step:,}, {where}")
+    if (checkpoint.world_size, checkpoint.torch_threads) != (world.size, torch.get_num_threads()):
+        say(
+            f"note: saved with world size {checkpoint.world_size} and {checkpoint.torch_threads} torch threads; with "
+            f"{world.size} and {torch.get_num_threads()} the same batches follow, but not bit for bit the same weights"
+        )
+
+
+def _save_batch(run: RunDirectory, job: Job, error: NonFiniteLossError, step: int) -> None:
+    try:
+        keys = keys_of(job.data.shards, error.ordinals)
+    except ShardsError:
+        keys = []  # the ordinals alone must do
+    document = {"step": step, "ordinals": error.ordinals, "keys": keys}
+    write_atomic(run.nonfinite, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _silent(_text: str) -> None:
+    """Ranks other than 0 say nothing."""

@@ -1,0 +1,52 @@
+"""Class weights, and the weighted, gated cross-entropy of a global batch.
+
+The loss of a global batch is Σ wᵢ·keepᵢ·ceᵢ / D with D the global weight of all its samples or of the kept ones, so
+that the gradient does not depend on how many ranks share the batch (law 8). Gathering D is the business of `step`.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ClassWeights = Literal["none", "inverse", "sqrt", "effective"]
+
+_EFFECTIVE_BETA = 0.999
+"""β of the effective number of samples; with exposures of 10 … 10,000 the weights then span a factor of about 100."""
+
+
+def class_weights(kind: ClassWeights, exposure: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Weight of each class, (K,) float32, from its expected shows an epoch *after* sampling, (K,).
+
+    none: 1. inverse: 1/E. sqrt: 1/√E. effective: (1−β)/(1−β^E), Cui et al., "Class-Balanced Loss Based on Effective
+    Number of Samples", CVPR 2019. The mean over what is shown, ΣE·w/ΣE, is 1; a class that is never shown weighs 0.
+    """
+    shown = exposure > 0
+    count = np.where(shown, exposure, 1.0)
+    if kind == "none":
+        weights = np.ones_like(count)
+    elif kind == "inverse":
+        weights = 1.0 / count
+    elif kind == "sqrt":
+        weights = 1.0 / np.sqrt(count)
+    else:
+        weights = (1.0 - _EFFECTIVE_BETA) / -np.expm1(count * np.log(_EFFECTIVE_BETA))
+    weights = np.where(shown, weights, 0.0)
+    total = float((exposure * weights).sum())
+    if total > 0:
+        weights *= exposure.sum() / total
+    return weights.astype(np.float32)
+
+
+def gated_loss(losses: Tensor, weights: Tensor, keep: Tensor, *, denominator: float, world_size: int) -> Tensor:
+    """This rank's share of the global batch's loss, a scalar to call `backward` on under DDP's averaging.
+
+    losses: (B/W,) cross-entropy with gradient. weights: (B/W,) ≥ 0, 0 where invalid. keep: (B/W,) bool.
+    denominator: global weight. Nothing kept, or a denominator of 0: an exact zero that still has a gradient (of zeros),
+    so that the rank takes part in the backward pass.
+    """
+    effective = torch.where(keep, weights, torch.zeros_like(weights))
+    scale = world_size / denominator if denominator > 0 else 0.0
+    return (losses * (effective * scale)).sum()

@@ -1,0 +1,72 @@
+"""Small residual networks in CIFAR's style: 3×3 stem, three stages of basic blocks, global average pooling.
+
+After He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2. Made for small images on a CPU.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut, which is projected where the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = norm(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False), norm(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+class SmallResNet(nn.Module):
+    """images (B, 3, S, S) float32 → logits (B, K); S may be any size from 8 up."""
+
+    def __init__(self, classes: int, channels: tuple[int, int, int], *, blocks: int = 1, norm: Norm) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels[0], 3, padding=1, bias=False), norm(channels[0]), nn.ReLU(inplace=True)
+        )
+        layers: list[nn.Module] = []
+        width = channels[0]
+        for stage, stage_channels in enumerate(channels):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(BasicBlock(width, stage_channels, stride, norm))
+                width = stage_channels
+        self.stages = nn.Sequential(*layers)
+        self.fc = nn.Linear(width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def get_classifier(self) -> nn.Module:
+        """The head, under timm's name for it."""
+        return self.fc
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stages(self.stem(images))  # (B, C, S/4, S/4)
+        return torch.as_tensor(self.fc(features.mean(dim=(2, 3))))
+
+
+def batch_norm(channels: int) -> nn.Module:
+    """Statistics of this rank's part of the batch."""
+    return nn.BatchNorm2d(channels)
+
+
+def group_norm(channels: int) -> nn.Module:
+    """Statistics of each sample alone: a batch's gradient then does not depend on how ranks share it."""
+    return nn.GroupNorm(channels // 8, channels)

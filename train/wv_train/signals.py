@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM as a wish that the training loop grants after its step, instead of an interruption anywhere."""
+
+import signal
+from types import FrameType
+from typing import Any, Self
+
+
+class Stopped(Exception):  # noqa: N818  # not an error: the run was asked to stop and did
+    """The run has saved itself and stopped because of a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """While entered, remembers the first SIGINT or SIGTERM; a second Ctrl-C interrupts at once, as usual."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        """Number of the signal, 0 for none yet."""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
