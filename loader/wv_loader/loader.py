@@ -1,0 +1,385 @@
+"""The loader: an iterable over this rank's batches whose order nothing can change.
+
+It holds (epoch, batches done) and nothing else that a checkpoint needs. What an epoch shows is plan.py's affair, how
+it gets here pipeline.py's.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.distributed
+import xxhash
+from numpy.typing import NDArray
+
+from wv_loader.augment import Augment, eval_crops, train_crops
+from wv_loader.batch import Batch
+from wv_loader.decode_pillow import PillowEngine
+from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
+from wv_loader.pipeline import Job, Pipeline
+from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
+from wv_loader.read import Failure
+from wv_loader.stats import LoaderStats
+from wv_shards import Dataset, Overlay
+
+STATE_VERSION = 1
+ENGINES = ("auto", "pillow")
+_SMALLEST_BUDGET = 16
+
+
+class Loader:
+    """Batches of a data set, rebalanced and shuffled by plan, the same on any number of ranks.
+
+    Iterating yields the batches of the current epoch from the current position; leaving the loop keeps the position.
+    When the epoch is through, the next one follows unless `set_epoch` says otherwise.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        batch_size: int,
+        size_px: int,
+        seed: int = 0,
+        balance: float | Sequence[float] = 1.0,
+        engine: str = "auto",
+        train: bool = True,
+        exclude: Sequence[Path | str] = (),
+        max_repeat: float = 16.0,
+        streams: int | None = None,
+        window: int = 1024,
+        run_length: int | None = None,
+        augment: Augment | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        threads: int | None = None,
+        prefetch: int = 4,
+        bad_budget: int | float | None = 0.01,
+        quarantine: Path | str | None = None,
+    ) -> None:
+        """Open a data set and plan its epochs.
+
+        Args:
+            directory: output of `wv-ingest build-shards`.
+            batch_size: B, global: over all ranks.
+            size_px: S, side of the square images of a batch.
+            seed: of order, rebalancing and crops.
+            balance: τ, or one per epoch (the last goes on): 1 shows classes as collected, 0 every class alike.
+            engine: `pillow`, or `auto`.
+            train: random crops in planned order; False: every sample once by ordinal, centre crop.
+            exclude: overlays of kind `exclude` (paths), beside the data set's own `exclude`, which always holds.
+            max_repeat: no class is repeated more often than this per epoch.
+            streams: V; a state can move to any number of ranks that divides it. None: B's largest divisor up to 64.
+            window: samples of a stream that are shuffled together.
+            run_length: consecutive samples that are read together. None: by the data set's size.
+            augment: ranges of the crops.
+            rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
+            threads: decode threads; None: the cores that this process may use, divided by the local ranks.
+            prefetch: batches that may be under way.
+            bad_budget: failed shows of an epoch on this rank after which iteration stops with an error: a count (int)
+                or a fraction of the data set (float, at least 16 shows); None: never.
+            quarantine: file that gets a JSON line for every failed show.
+
+        Raises:
+            ShardsError: no finished data set of this format.
+            LoaderError: an option that can't be; the message says which.
+        """
+        if engine not in ENGINES:
+            raise LoaderError(f"engine {engine!r}: expected one of {', '.join(ENGINES)}")
+        if size_px < 1:
+            raise LoaderError(f"size_px must be 1 or more, got {size_px}")
+        self.engine = PillowEngine()
+        self.train = train
+        self.size_px = size_px
+        self.augment = augment or Augment()
+        self.dataset = Dataset.open(directory)
+        self.rank, self.world_size = _place(rank, world_size)
+        taus = (float(balance),) if isinstance(balance, (int, float)) else tuple(float(tau) for tau in balance)
+        layout = _layout(self.dataset, exclude)
+        try:
+            self.options = PlanOptions(
+                batch_size=batch_size,
+                seed=seed,
+                balance=taus,
+                max_repeat=float(max_repeat),
+                streams=streams,
+                window=window,
+                run_length=run_length,
+            )
+            self.plan = Plan(layout, self.options)
+        except ValueError as error:
+            raise LoaderError(f"{directory}: {error}") from error
+        parts = self.options.resolved_streams if train else batch_size
+        if parts % self.world_size:
+            name = "streams" if train else "the batch"
+            raise LoaderError(
+                f"{self.world_size} ranks can't share {parts} {name} evenly: choose a batch size (now {batch_size}) "
+                f"and a number of streams that {self.world_size} divides"
+            )
+        self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
+        self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
+        self._sequential = SequentialPlan(layout, batch_size)
+        self._exclusions = _digest(layout.excluded)
+        self._threads = threads or _default_threads()
+        self._prefetch = max(1, prefetch)
+        self._budget = _budget(bad_budget, self.num_samples)
+        self._quarantine = None if quarantine is None else Path(quarantine)
+        self.stats = LoaderStats()
+        self._epoch = 0
+        self._position = 0
+        self._keep_position = False
+        self._planned: EpochPlan | None = None
+        self._bad_shows = 0
+
+    # -- what the data set holds ------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """N, samples in the shards, excluded ones included."""
+        return self.dataset.manifest.samples
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.dataset.manifest.classes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """K names, by class id."""
+        return [c.name for c in self.dataset.manifest.classes]
+
+    @property
+    def class_bands(self) -> list[int | None]:
+        """K bands, by class id."""
+        return [c.band for c in self.dataset.manifest.classes]
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """(K,) samples that are not excluded."""
+        return self.plan.class_counts
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """(N,) class id of each ordinal."""
+        return self.plan.layout.labels
+
+    @property
+    def manifest_digest(self) -> str:
+        """Identity of the data set."""
+        return self.dataset.manifest.digest
+
+    def expected_exposure(self, epoch: int = 0) -> NDArray[np.float64]:
+        """(K,) shows of each class in an epoch, on average, after rebalancing."""
+        return self.plan.expected_exposure(epoch) if self.train else self.class_counts.astype(np.float64)
+
+    # -- position ---------------------------------------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; right after `load_state_dict` of that very epoch, stay at its position."""
+        if epoch < 0:
+            raise LoaderError(f"epoch must be 0 or more, got {epoch}")
+        if not (self._keep_position and epoch == self._epoch):
+            self._epoch, self._position = epoch, 0
+        self._keep_position = False
+
+    def __len__(self) -> int:
+        """Global batches of the current epoch; alike on all ranks, and known before the epoch starts."""
+        return self._current_plan().batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and everything that decides the plan; small and JSON-able."""
+        return {"version": STATE_VERSION, "plan": self._identity(), "epoch": self._epoch, "batches": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position; the same batches follow, on any number of ranks that divides the streams.
+
+        Raises:
+            StateMismatchError: the state belongs to another plan; the message names what differs.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise StateMismatchError(
+                f"loader state of version {state.get('version')}, this wv-toolkit reads {STATE_VERSION}"
+            )
+        mine, saved = self._identity(), state["plan"]
+        for name in mine:
+            if mine[name] != saved.get(name):
+                raise StateMismatchError(
+                    f"loader state belongs to another plan: {name} was {saved.get(name)!r}, is {mine[name]!r}; "
+                    "use the same data set and options, or start a new run"
+                )
+        self._epoch, self._position = int(state["epoch"]), int(state["batches"])
+        self._keep_position = True
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that decides which samples come in which order; nothing that a change of ranks changes."""
+        return {
+            "plan_version": PLAN_VERSION,
+            "manifest_digest": self.manifest_digest,
+            "exclusions": self._exclusions,
+            "train": self.train,
+            "batch_size": self.options.batch_size,
+            "seed": self.options.seed,
+            "balance": list(self.options.balance),
+            "max_repeat": self.options.max_repeat,
+            "streams": self.options.resolved_streams,
+            "window": self.options.window,
+            "run_length": self.options.run_length,
+        }
+
+    def _current_plan(self) -> EpochPlan | SequentialPlan:
+        if not self.train:
+            return self._sequential
+        if self._planned is None or self._planned.epoch != self._epoch:
+            self._planned = self.plan.epoch(self._epoch)
+        return self._planned
+
+    # -- iteration --------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Batch]:
+        """This rank's batches of the current epoch, from the current position.
+
+        Raises:
+            BadSampleBudgetError: too many samples failed.
+        """
+        plan = self._current_plan()
+        self._keep_position = False
+        if self._position == 0:
+            self._bad_shows = 0
+        epoch, numbers = self._epoch, range(self._position, plan.batches)
+        pipeline = Pipeline(
+            lambda number: self._job(plan, epoch, number),
+            numbers,
+            dataset=self.dataset,
+            engine=self.engine,
+            stats=self.stats,
+            threads=self._threads,
+            prefetch=self._prefetch,
+        )
+        with pipeline:
+            taken = time.perf_counter()
+            for number in numbers:
+                asked = time.perf_counter()
+                batch, failures = pipeline.take(number)
+                self.stats.busy_seconds_total += asked - taken
+                self.stats.wait_seconds_total += time.perf_counter() - asked
+                self._account(batch, failures)
+                self._position += 1
+                taken = time.perf_counter()
+                yield batch
+        self._epoch, self._position = self._epoch + 1, 0
+
+    def close(self) -> None:
+        """Close the shards' files."""
+        self.dataset.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _account(self, batch: Batch, failures: dict[int, Failure]) -> None:
+        """Count a batch and its failed samples, name those, and stop when there are too many."""
+        self.stats.batches += 1
+        self.stats.samples += int(batch.valid.sum())
+        if not failures:
+            return
+        self.stats.failures.update(str(reason) for reason in failures.values())
+        self._bad_shows += len(failures)
+        if self._quarantine is not None:
+            self._name(batch, failures, self._quarantine)
+        if self._budget is not None and self._bad_shows > self._budget:
+            counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.stats.failures.items()))
+            raise BadSampleBudgetError(
+                f"{self._bad_shows} samples of epoch {self._epoch} failed, {self._budget} are allowed ({counts}); "
+                f"run `wv-ingest verify {self.dataset.directory}`, or raise bad_budget"
+            )
+
+    def _name(self, batch: Batch, failures: dict[int, Failure], path: Path) -> None:
+        keys = self.dataset.samples_table(["key"]).column("key")
+        with open(path, "a", encoding="utf-8") as file:
+            for slot, reason in sorted(failures.items()):
+                ordinal = int(batch.ordinals[slot])
+                shard = self.dataset.shard_path(int(self.dataset.shard_of(ordinal))).name
+                row = {"epoch": self._epoch, "batch": batch.index, "ordinal": ordinal, "key": keys[ordinal].as_py()}
+                file.write(json.dumps({**row, "shard": shard, "reason": str(reason)}) + "\n")
+
+    def _job(self, plan: EpochPlan | SequentialPlan, epoch: int, number: int) -> Job:
+        """Everything about a batch that can be known without reading it."""
+        ordinals = plan.batch(number, self._share)
+        records = self.dataset.index[np.maximum(ordinals, 0)]
+        present = ordinals >= 0
+        widths = np.where(present, records["width"], 1).astype(np.int64)
+        heights = np.where(present, records["height"], 1).astype(np.int64)
+        if self.train:
+            slots = number * self.options.batch_size + np.array(self._slots)
+            crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)
+        else:
+            crops = eval_crops(self.augment, widths, heights, self.size_px)
+        pinned = torch.cuda.is_available()
+        return Job(
+            number=number,
+            ordinals=ordinals,
+            widths=widths,
+            heights=heights,
+            labels=np.where(present, records["label"], 0).astype(np.int64),
+            crops=crops,
+            images=torch.empty((len(ordinals), self.size_px, self.size_px, 3), dtype=torch.uint8, pin_memory=pinned),
+        )
+
+
+def _layout(dataset: Dataset, exclude: Sequence[Path | str]) -> Layout:
+    paths = [Path(path) for path in exclude]
+    if (dataset.directory / "exclude.json").exists():
+        paths.append(dataset.directory / "exclude")
+    excluded: NDArray[np.bool_] | None = None
+    for path in paths:
+        array = Overlay.load(path, manifest_digest=dataset.manifest.digest, kind="exclude").array
+        if array.shape != (dataset.manifest.samples,):
+            raise LoaderError(f"{path}: shape {array.shape}, expected ({dataset.manifest.samples},): a row per sample")
+        excluded = array.astype(bool) if excluded is None else excluded | array.astype(bool)
+    bands = [-1 if shard.band is None else shard.band for shard in dataset.manifest.shards]
+    return Layout(
+        labels=np.ascontiguousarray(dataset.index["label"], dtype=np.int32),
+        sizes=np.ascontiguousarray(dataset.index["size"], dtype=np.uint32),
+        shard_starts=dataset.shard_starts,
+        shard_bands=np.array(bands, dtype=np.int64),
+        num_classes=len(dataset.manifest.classes),
+        excluded=excluded if excluded is not None and excluded.any() else None,
+    )
+
+
+def _digest(excluded: NDArray[np.bool_] | None) -> str:
+    return "" if excluded is None else xxhash.xxh3_128_hexdigest(np.packbits(excluded).tobytes())
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise LoaderError("give both rank and world_size, or neither")
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        else:
+            rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise LoaderError(f"rank must be 0 … world_size − 1, got rank {rank} of {world_size}")
+    return rank, world_size
+
+
+def _default_threads() -> int:
+    cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _budget(bad_budget: int | float | None, samples: int) -> int | None:
+    if bad_budget is None or isinstance(bad_budget, int):
+        return bad_budget
+    return max(_SMALLEST_BUDGET, round(bad_budget * samples))
