@@ -29,6 +29,9 @@ _DECODE_ERRORS = (
 )
 _BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 
+_DRAFT_GAP = 2
+"""Resolution of a scaled JPEG over the output's, at least: libjpeg's own scaling is a coarser filter than ours."""
+
 
 class PillowEngine:
     """Decodes with Pillow, scaled by the JPEG's own DCT where the crop is much larger than the output, and resizes with
@@ -81,8 +84,9 @@ def _decode_one(
     with Image.open(io.BytesIO(data)) as image:
         left, top, right, bottom = box.tolist()
         if image.format == "JPEG":
-            # Asks libjpeg for the smallest of 1/1, 1/2, 1/4, 1/8 that still has the output's resolution in the box.
-            image.draft("RGB", (_ceil(size[0] * size_px, right - left), _ceil(size[1] * size_px, bottom - top)))
+            # The smallest of 1/1, 1/2, 1/4, 1/8 that leaves the filter a good part of the reduction to do.
+            wanted = _DRAFT_GAP * size_px
+            image.draft("RGB", (_ceil(size[0] * wanted, right - left), _ceil(size[1] * wanted, bottom - top)))
         x_scale, y_scale = image.width / size[0], image.height / size[1]
         region = (left * x_scale, top * y_scale, min(right * x_scale, image.width), min(bottom * y_scale, image.height))
         rgb = image if image.mode == "RGB" else image.convert("RGB")

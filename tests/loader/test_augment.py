@@ -1,0 +1,121 @@
+"""Crops: evaluation as torchvision defines it, training after RandomResizedCrop, both as boxes."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from wv_loader.augment import Augment, eval_crops, train_crops
+from wv_loader.decode_pillow import PillowEngine
+
+sides = st.integers(1, 700)
+
+
+def arrays(width: int, height: int, n: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(n, width, dtype=np.int64), np.full(n, height, dtype=np.int64)
+
+
+@given(sides, sides, st.integers(0, 2**62), st.integers(0, 100))
+def test_training_boxes_stay_within_the_image_and_have_whole_pixels(w: int, h: int, seed: int, epoch: int) -> None:
+    crops = train_crops(Augment(), *arrays(w, h, 20), seed=seed, epoch=epoch, slots=np.arange(20))
+    left, top, right, bottom = crops.boxes.T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= w).all()
+    assert (bottom <= h).all()
+    assert (right > left).all()
+    assert (bottom > top).all()
+    assert np.array_equal(crops.boxes, np.rint(crops.boxes))
+
+
+def test_training_crops_have_the_distribution_of_random_resized_crop() -> None:
+    augment = Augment(crop_scale=(0.2, 0.9))
+    crops = train_crops(augment, *arrays(400, 300, 20_000), seed=1, epoch=2, slots=np.arange(20_000))
+    left, top, _, bottom = crops.boxes.T
+    torch.manual_seed(0)
+    image = torch.empty(3, 300, 400)
+    reference = np.array([_torchvision_box(image) for _ in range(4_000)])
+    for ours, theirs in ((top, reference[:, 0]), (left, reference[:, 1]), (bottom - top, reference[:, 2])):
+        assert np.allclose(np.quantile(ours, [0.1, 0.5, 0.9]), np.quantile(theirs, [0.1, 0.5, 0.9]), atol=10)
+    assert abs(crops.flips.mean() - 0.5) < 0.02
+
+
+def _torchvision_box(image: torch.Tensor) -> list[int]:
+    made = v2.RandomResizedCrop(8, scale=(0.2, 0.9)).make_params([image])
+    return [made["top"], made["left"], made["height"], made["width"]]
+
+
+def test_crops_depend_on_the_slot_of_the_epoch_and_on_nothing_else() -> None:
+    slots = np.arange(50)
+    whole = train_crops(Augment(), *arrays(90, 70, 50), seed=1, epoch=0, slots=slots)
+    part = train_crops(Augment(), *arrays(90, 70, 20), seed=1, epoch=0, slots=slots[30:])
+    assert np.array_equal(whole.boxes[30:], part.boxes)
+    assert np.array_equal(whole.flips[30:], part.flips)
+    other = train_crops(Augment(), *arrays(90, 70, 50), seed=1, epoch=1, slots=slots)
+    assert not np.array_equal(whole.boxes, other.boxes)
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (64, 64), (91, 37), (20, 16), (33, 200)])
+@pytest.mark.parametrize("fraction", [0.875, 1.0, 0.6])
+def test_evaluation_is_torchvisions_resize_and_centre_crop(width: int, height: int, fraction: float) -> None:
+    rng = np.random.default_rng(width)
+    pixels = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height))
+    buffer = io.BytesIO()
+    pixels.save(buffer, "PNG")
+    size = 28
+    augment = Augment(eval_crop_fraction=fraction)
+    out = np.empty((1, size, size, 3), dtype=np.uint8)
+    crops = eval_crops(augment, *arrays(width, height), size)
+    assert PillowEngine().decode([buffer.getvalue()], *arrays(width, height), crops, out) == [None]
+    reference = v2.CenterCrop(size)(v2.Resize(round(size / fraction))(pixels))
+    difference = np.abs(out[0].astype(int) - np.asarray(reference).astype(int))
+    assert difference.max() <= 2, f"mean {difference.mean():.2f}"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_scale": (0.0, 1.0)},
+        {"crop_scale": (0.9, 0.5)},
+        {"crop_ratio": (2, 1)},
+        {"flip": 2},
+        {"eval_crop_fraction": 0},
+    ],
+)
+def test_wrong_ranges_are_refused_by_name(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Augment(**wrong)  # type: ignore[arg-type]
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_with_the_same_picture() -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+        (1200, 900), Image.Resampling.BICUBIC
+    )
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95)
+    out = np.empty((1, 64, 64, 3), dtype=np.uint8)
+    crops = eval_crops(Augment(), *arrays(1200, 900), 64)
+    PillowEngine().decode([buffer.getvalue()], *arrays(1200, 900), crops, out)
+    with Image.open(buffer) as decoded:
+        exact = decoded.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR, box=tuple(crops.boxes[0]))
+    difference = np.abs(out[0].astype(int) - np.asarray(exact).astype(int))
+    assert difference.mean() < 1.0
+    assert np.quantile(difference, 0.999) <= 6
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA"])
+def test_every_colour_mode_comes_out_as_rgb(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20), (250, 250, 250)).convert("L" if mode == "LA" else "RGB").convert(mode).save(
+        buffer, "JPEG" if mode in ("L", "CMYK") else "PNG"
+    )
+    out = np.empty((1, 8, 8, 3), dtype=np.uint8)
+    crops = eval_crops(Augment(), *arrays(20, 20), 8)
+    assert PillowEngine().decode([buffer.getvalue()], *arrays(20, 20), crops, out) == [None]
+    assert (out > 240).all()

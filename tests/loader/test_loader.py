@@ -1,0 +1,377 @@
+"""The loader end to end on drawn shards: laws 3, 4, 6 and 7, state, faults, shutdown."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wv_loader import Augment, BadSampleBudgetError, Batch, Loader, LoaderError, StateMismatchError
+from wv_shards import FLAG_BAD, Dataset, Overlay, OverlayMismatchError, ShardsError, checksum
+
+
+@pytest.fixture
+def make(small_dataset: Path) -> Callable[..., Loader]:
+    def make_loader(**options: object) -> Loader:
+        return Loader(small_dataset, **{"batch_size": 24, "size_px": 16, "seed": 3, "threads": 2, **options})  # type: ignore[arg-type]
+
+    return make_loader
+
+
+def epoch_of(loader: Loader) -> list[Batch]:
+    return list(loader)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("images", "labels", "ordinals", "valid")) and (
+        a.index == b.index
+    )
+
+
+def join(parts: list[Batch]) -> Batch:
+    joined = {n: torch.cat([getattr(p, n) for p in parts]) for n in ("images", "labels", "ordinals", "valid")}
+    return Batch(**joined, index=parts[0].index)
+
+
+def test_batches_have_the_documented_shapes_and_the_right_images(make: Callable[..., Loader]) -> None:
+    loader = make(augment=Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.2, 1.2), flip=0.0), size_px=20)
+    batch = next(iter(loader))
+    assert batch.images.shape == (24, 3, 20, 20)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.labels.dtype == batch.ordinals.dtype == torch.int64
+    assert batch.valid.dtype == torch.bool
+    assert batch.valid.all()
+    index = loader.dataset.index
+    assert batch.labels.tolist() == index["label"][batch.ordinals.numpy()].tolist()
+    # 24×20 images, the whole of them shown: decode one by other means.
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(loader.dataset.read(int(batch.ordinals[5])))) as image:
+        expected = np.asarray(image.convert("RGB").resize((20, 20), Image.Resampling.BILINEAR), dtype=int)
+    assert np.abs(batch.images[5].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
+
+
+def test_normalized_is_what_torchvision_would_give(make: Callable[..., Loader]) -> None:
+    from torchvision.transforms.v2.functional import normalize, to_dtype
+
+    batch = next(iter(make()))
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = normalize(to_dtype(batch.images, torch.float32, scale=True), mean, std)
+    assert torch.allclose(batch.normalized(mean, std), expected, atol=1e-5)
+
+
+def test_an_epoch_as_collected_shows_every_sample_once(make: Callable[..., Loader]) -> None:
+    loader = make()
+    batches = epoch_of(loader)
+    shown = torch.cat([b.ordinals[b.valid] for b in batches])
+    assert sorted(shown.tolist()) == list(range(loader.num_samples))
+    assert len(batches) == -(-loader.num_samples // 24)
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8, 24])
+def test_ranks_joined_are_the_batches_of_one_rank(make: Callable[..., Loader], world_size: int) -> None:
+    alone = epoch_of(make(balance=0.3))
+    ranks = [epoch_of(make(balance=0.3, rank=k, world_size=world_size)) for k in range(world_size)]
+    assert len({len(r) for r in ranks}) == 1
+    assert all(same(join(list(parts)), batch) for parts, batch in zip(zip(*ranks, strict=True), alone, strict=True))
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_stopped_anywhere_the_same_batches_follow_on_other_ranks(
+    make: Callable[..., Loader], data: st.DataObject
+) -> None:
+    options = {"balance": data.draw(st.sampled_from([0.0, 0.5, 1.0])), "batch_size": 24}
+    before = data.draw(st.sampled_from([1, 2, 3, 8]))
+    after = data.draw(st.sampled_from([1, 2, 3, 4]))
+    epoch = data.draw(st.integers(0, 3))
+    whole = make(**options)
+    whole.set_epoch(epoch)
+    expected = epoch_of(whole)
+    done = data.draw(st.integers(1, len(expected)))
+    stopped = make(**options, rank=0, world_size=before)
+    stopped.set_epoch(epoch)
+    state = None
+    for count, _ in enumerate(stopped, 1):
+        if count == done:
+            state = json.loads(json.dumps(stopped.state_dict()))
+            break
+    assert state is not None
+    assert len(json.dumps(state)) < 1000
+    ranks = []
+    for k in range(after):
+        loader = make(**options, rank=k, world_size=after)
+        loader.load_state_dict(state)
+        loader.set_epoch(epoch)  # as a training loop does: keeps the position
+        ranks.append(epoch_of(loader))
+    followed = [join(list(parts)) for parts in zip(*ranks, strict=True)]
+    assert len(followed) == len(expected) - done
+    assert all(same(a, b) for a, b in zip(followed, expected[done:], strict=True))
+
+
+def test_leaving_the_loop_keeps_the_position_and_epochs_follow(make: Callable[..., Loader]) -> None:
+    expected = make()
+    first, second = epoch_of(expected), epoch_of(expected)
+    loader = make()
+    got = []
+    for batch in loader:
+        got.append(batch)
+        if len(got) == 4:
+            break
+    got += epoch_of(loader)
+    assert all(same(a, b) for a, b in zip(got, first, strict=True))
+    assert all(same(a, b) for a, b in zip(epoch_of(loader), second, strict=True))
+    loader.set_epoch(0)
+    assert same(next(iter(loader)), first[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"seed": 4}, "seed"),
+        ({"batch_size": 48, "streams": 24}, "batch_size"),
+        ({"streams": 12}, "streams"),
+        ({"balance": 0.5}, "balance"),
+        ({"window": 10}, "window"),
+        ({"max_repeat": 2}, "max_repeat"),
+        ({"train": False}, "train"),
+    ],
+)
+def test_a_state_of_another_plan_is_refused_by_name(
+    make: Callable[..., Loader], changed: dict[str, object], name: str
+) -> None:
+    state = make().state_dict()
+    with pytest.raises(StateMismatchError, match=f"{name} was"):
+        make(**changed).load_state_dict(state)
+
+
+def test_a_state_of_another_data_set_or_version_is_refused(
+    make: Callable[..., Loader], draw_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    state = make().state_dict()
+    other = Loader(draw_dataset(tmp_path / "other", [40, 40, 40]), batch_size=24, size_px=16, seed=3)
+    with pytest.raises(StateMismatchError, match="manifest_digest"):
+        other.load_state_dict(state)
+    with pytest.raises(StateMismatchError, match="version 99"):
+        make().load_state_dict({**state, "version": 99})
+
+
+def test_ranks_that_do_not_divide_the_streams_are_refused(make: Callable[..., Loader]) -> None:
+    with pytest.raises(LoaderError, match="5 ranks can't share 24 streams"):
+        make(rank=0, world_size=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "warp"}, "engine 'warp'"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"size_px": 0}, "size_px"),
+        ({"balance": 2.0}, "balance"),
+        ({"rank": 3}, "both rank and world_size"),
+        ({"rank": 3, "world_size": 2}, "rank 3 of 2"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    make: Callable[..., Loader], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(LoaderError, match=message) as raised:
+        make(**options)
+    assert "\n" not in str(raised.value)
+
+
+def test_evaluation_shows_every_sample_once_by_ordinal_on_any_ranks(make: Callable[..., Loader]) -> None:
+    alone = epoch_of(make(train=False))
+    shown = torch.cat([b.ordinals for b in alone])
+    total = make().num_samples
+    assert shown[:total].tolist() == list(range(total))
+    assert (shown[total:] == -1).all()
+    assert not torch.cat([b.valid for b in alone])[total:].any()
+    ranks = [epoch_of(make(train=False, rank=k, world_size=3)) for k in range(3)]
+    assert all(same(join(list(parts)), batch) for parts, batch in zip(zip(*ranks, strict=True), alone, strict=True))
+
+
+def corrupt(directory: Path, target: Path, damage: Callable[[Path, Dataset], None]) -> Path:
+    shutil.copytree(directory, target)
+    with Dataset.open(target) as dataset:
+        damage(target, dataset)
+    return target
+
+
+def flip_byte(directory: Path, dataset: Dataset) -> None:
+    for ordinal in (7, 100):
+        path = dataset.shard_path(int(dataset.shard_of(ordinal)))
+        data = bytearray(path.read_bytes())
+        data[int(dataset.index[ordinal]["offset"]) + 30] ^= 0x40
+        path.write_bytes(data)
+
+
+def truncate(directory: Path, dataset: Dataset) -> None:
+    os.truncate(dataset.shard_path(1), int(dataset.index[int(dataset.shard_starts[2]) - 3]["offset"]))
+
+
+def scramble(directory: Path, dataset: Dataset) -> None:
+    """Bytes that no decoder takes, under a checksum that fits them: as in shards that somebody else wrote."""
+    index = np.load(directory / "index.npy")
+    for ordinal in (9, 60):
+        path = dataset.shard_path(int(dataset.shard_of(ordinal)))
+        data = bytearray(path.read_bytes())
+        start, size = int(index[ordinal]["offset"]), int(index[ordinal]["size"])
+        data[start : start + size] = bytes(size)
+        path.write_bytes(data)
+        index[ordinal]["checksum"] = checksum(bytes(size))
+    np.save(directory / "index.npy", index)
+
+
+def flag(directory: Path, dataset: Dataset) -> None:
+    index = np.load(directory / "index.npy")
+    index["flags"][[11, 12]] = FLAG_BAD
+    np.save(directory / "index.npy", index)
+
+
+def delete(directory: Path, dataset: Dataset) -> None:
+    dataset.shard_path(1).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [(flip_byte, "checksum"), (truncate, "short-read"), (delete, "io-error")]
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_bad_samples_cost_their_slots_and_nothing_else(
+    make: Callable[..., Loader],
+    small_dataset: Path,
+    tmp_path: Path,
+    damage: Callable[[Path, Dataset], None],
+    reason: str,
+    train: bool,
+) -> None:
+    sound = Dataset.open(small_dataset)
+    lost = {
+        flip_byte: {7, 100},
+        scramble: {9, 60},
+        flag: {11, 12},
+        truncate: set(range(int(sound.shard_starts[2]) - 3, int(sound.shard_starts[2]))),
+        delete: set(range(int(sound.shard_starts[1]), int(sound.shard_starts[2]))),
+    }[damage]
+    directory = corrupt(small_dataset, tmp_path / "damaged", damage)
+    log = tmp_path / "quarantine.jsonl"
+    options = {"batch_size": 24, "size_px": 16, "seed": 3, "train": train, "bad_budget": None}
+    with Loader(directory, quarantine=log, **options) as loader:  # type: ignore[arg-type]
+        damaged = epoch_of(loader)
+        assert loader.stats.failures == {reason: len(lost)}
+    masked = set()
+    for bad, good in zip(damaged, epoch_of(make(train=train)), strict=True):
+        assert torch.equal(bad.ordinals, good.ordinals)
+        masked |= set(bad.ordinals[good.valid & ~bad.valid].tolist())
+        assert torch.equal(bad.images[bad.valid], good.images[bad.valid])
+        assert not bad.images[~bad.valid].any()
+    assert masked == lost
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {row["ordinal"] for row in rows} == lost
+    keys = sound.samples_table(["key"]).column("key").to_pylist()
+    assert all(row["key"] == keys[row["ordinal"]] and row["reason"] == reason for row in rows)
+
+
+def test_too_many_bad_samples_stop_the_run_with_the_counts(small_dataset: Path, tmp_path: Path) -> None:
+    directory = corrupt(small_dataset, tmp_path / "damaged", delete)
+    with (
+        Loader(directory, batch_size=24, size_px=16, bad_budget=1) as loader,
+        pytest.raises(BadSampleBudgetError, match=r"1 are allowed \(\d+ io-error\); run `wv-ingest verify"),
+    ):
+        epoch_of(loader)
+    assert not [t for t in threading.enumerate() if t.name.startswith("wv-")]
+
+
+def test_an_exception_in_a_thread_reaches_the_consumer_and_ends_all_threads(
+    make: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make()
+
+    def explode(*arguments: object) -> None:
+        raise RuntimeError("decoder on fire")
+
+    monkeypatch.setattr(loader.engine, "decode", explode)
+    with pytest.raises(RuntimeError, match="decoder on fire") as raised:
+        next(iter(loader))
+    assert "in batch 0 of the loader" in raised.value.__notes__
+    assert not [t for t in threading.enumerate() if t.name.startswith("wv-")]
+
+
+def test_leaving_the_loop_early_ends_all_threads(make: Callable[..., Loader]) -> None:
+    for _ in make(prefetch=8):
+        break
+    assert not [t for t in threading.enumerate() if t.name.startswith("wv-")]
+
+
+def test_many_epochs_leave_no_threads_and_no_open_files(make: Callable[..., Loader]) -> None:
+    loader = make()
+    epoch_of(loader)
+    files = len(os.listdir("/proc/self/fd"))
+    for _ in range(30):
+        epoch_of(loader)
+    assert len(os.listdir("/proc/self/fd")) == files
+    loader.close()
+    assert len(os.listdir("/proc/self/fd")) < files
+    assert not [t for t in threading.enumerate() if t.name.startswith("wv-")]
+
+
+def test_exclusions_are_not_shown_and_make_another_plan(
+    small_dataset: Path, make: Callable[..., Loader], tmp_path: Path
+) -> None:
+    whole = make()
+    gone = np.zeros(whole.num_samples, dtype=bool)
+    gone[[3, 50, 51]] = True
+    Overlay(kind="exclude", array=gone, manifest_digest=whole.manifest_digest).save(tmp_path / "gone")
+    loader = make(exclude=[tmp_path / "gone"])
+    shown = torch.cat([b.ordinals[b.valid] for b in loader])
+    assert sorted(shown.tolist()) == np.flatnonzero(~gone).tolist()
+    assert loader.class_counts.sum() == whole.num_samples - 3
+    with pytest.raises(StateMismatchError, match="exclusions was"):
+        loader.load_state_dict(whole.state_dict())
+    beside = tmp_path / "beside"
+    shutil.copytree(small_dataset, beside)
+    Overlay(kind="exclude", array=gone, manifest_digest=whole.manifest_digest).save(beside / "exclude")
+    assert Loader(beside, batch_size=24, size_px=16).class_counts.sum() == whole.num_samples - 3
+    Overlay(kind="exclude", array=gone, manifest_digest="0" * 32).save(tmp_path / "foreign")
+    with pytest.raises(OverlayMismatchError, match="made for data set 000000000000"):
+        make(exclude=[tmp_path / "foreign"])
+
+
+def test_an_unfinished_or_missing_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShardsError, match="no such directory"):
+        Loader(tmp_path / "nothing", batch_size=4, size_px=8)
+    (tmp_path / "half" / ".build").mkdir(parents=True)
+    with pytest.raises(ShardsError, match="has not been finished"):
+        Loader(tmp_path / "half", batch_size=4, size_px=8)
+
+
+def test_stats_add_up_and_name_a_stage(make: Callable[..., Loader]) -> None:
+    loader = make()
+    batches = epoch_of(loader)
+    report = loader.stats.as_dict()
+    assert report["batches"] == len(batches)
+    assert report["samples"] == loader.num_samples
+    assert report["bytes"] == int(loader.dataset.index["size"].sum())
+    assert report["bottleneck"] in {"consumer", "read", "decode"}
+    assert 0 <= report["wait_fraction"] <= 1
+    json.dumps(report)
+    assert f"{loader.num_samples} samples" in str(loader.stats)
+
+
+def test_expected_exposure_is_what_many_epochs_show(make: Callable[..., Loader]) -> None:
+    loader = make(balance=0.2)
+    shows = np.zeros(loader.num_classes)
+    for _ in range(12):
+        for batch in loader:
+            shows += np.bincount(batch.labels[batch.valid], minlength=loader.num_classes)
+    assert np.allclose(shows / 12, loader.expected_exposure(), rtol=0.05, atol=0.5)
