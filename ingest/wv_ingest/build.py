@@ -1,0 +1,260 @@
+"""`build-shards`: plan the shards, have workers pack them, put the data set together.
+
+    read_source → order_rows → trial → cut_shards → plan.json     (once; kept in OUT/.build)
+                                                        │
+                       workers: pack each shard into OUT/.build ──► outcomes, a file per shard
+                                                        │
+                       finalize: index, tables, tars moved to OUT, manifest last, OUT/.build removed
+
+All state is in OUT/.build. A build that was killed anywhere goes on from there, and the finished bytes do not
+depend on it, nor on the number of workers.
+"""
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wv_ingest.build_state import BuildState, build_lock, existing, load_state, save_state, unlock_orphans
+from wv_ingest.check import CheckOptions, Reason, codecs
+from wv_ingest.errors import BuildError, BuildMismatchError, SourceError
+from wv_ingest.finalize import finalize
+from wv_ingest.outcomes import ShardSummary, read_summary
+from wv_ingest.pack import Packer, TrialJob, outcomes_path
+from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
+from wv_ingest.pool import WorkerPool
+from wv_ingest.progress import Progress
+from wv_ingest.sources import Source, SourceOptions, read_source
+from wv_shards import BUILD_DIR, Manifest, fsync_directory
+
+DEFAULT_REJECT_FRACTION = 0.1
+_TRIAL_CHUNK = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildOptions:
+    """How to build. All but `workers` and `max_reject_fraction` decide bytes and stand in the manifest."""
+
+    check: CheckOptions = field(default_factory=CheckOptions)
+    source: SourceOptions = field(default_factory=SourceOptions)
+    seed: int = 0
+    shard_mb: int = 64
+    """A shard weighs about so many million bytes at most."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    max_reject_fraction: float = DEFAULT_REJECT_FRACTION
+    """The build stops as soon as more of the source's rows than this are rejected."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be within 0 … 2^63 − 1, got {self.seed}")
+        if self.shard_mb < 1:
+            raise ValueError(f"shards need 1 MB or more, got {self.shard_mb}")
+        if self.workers < 1:
+            raise ValueError(f"a build needs 1 worker or more, got {self.workers}")
+        if not 0.0 <= self.max_reject_fraction <= 1.0:
+            raise ValueError(f"the fraction of rejects must be within 0 … 1, got {self.max_reject_fraction}")
+
+    def deciding(self, source: Source) -> dict[str, Any]:
+        """What decides bytes besides seed, split and codecs, as the manifest's `options` has it."""
+        return {
+            "size": self.check.size_px,
+            "quality": self.check.quality,
+            "shard_mb": self.shard_mb,
+            "max_bytes": self.check.max_bytes,
+            "max_pixels": self.check.max_pixels,
+            "max_side": self.check.max_side_px,
+            "min_side": self.check.min_side_px,
+            "source_format": source.source_format,
+            "source_rows": source.digest(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildResult:
+    """A finished data set, and how it came about."""
+
+    manifest: Manifest
+    seconds: float
+    packed_rows: int
+    """Rows that this run packed or rejected; fewer than all after a resume."""
+    complete_before: bool = False
+    """OUT already held exactly this data set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DryRun:
+    """What a build would do."""
+
+    source: Source
+    order: RowOrder
+    shards: tuple[PlannedShard, ...]
+    bytes_per_row: int
+
+
+def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> DryRun:
+    """Plan as `build` does, a trial on some images included, and write nothing.
+
+    Raises:
+        SourceError, ShardsError: as `read_source`.
+        WorkerDiedError: a worker ended without an answer.
+    """
+    source = _read(source_path, options, progress)
+    order = order_rows(source, options.seed)
+    pool = WorkerPool(options.workers, Packer(source.root, Path(os.devnull), options.check))
+    with _closing(pool):
+        shards, bytes_per_row = _cut(source, order, options, pool)
+    return DryRun(source=source, order=order, shards=tuple(shards), bytes_per_row=bytes_per_row)
+
+
+def build(source_path: Path, out: Path, options: BuildOptions, progress: Progress) -> BuildResult:
+    """Build the shards of a source into `out`, or finish a build of the same that was stopped.
+
+    Raises:
+        SourceError: the source is not what it should be.
+        OutputExistsError: `out` holds something else, or another build is at work there.
+        BuildMismatchError: `out` holds a build, finished or not, of another source, other options or codecs.
+        BuildError: too many rejects, no readable image, a worker died. The build can be resumed.
+        OSError: no space left, no permission. The build can be resumed.
+        Stopped: a signal arrived. The build can be resumed.
+    """
+    started = time.monotonic()
+    existing(out)  # refuse before the long reading of a source
+    source = _read(source_path, options, progress)
+    if source.source_format == "folders" and source.root.resolve() in (out.resolve(), *out.resolve().parents):
+        raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
+    identity = {
+        "seed": options.seed,
+        "split": options.source.split,
+        **options.deciding(source),
+        **{f"codec: {name}": text for name, text in codecs().items()},
+    }
+    with build_lock(out) as build_dir:
+        if build_dir is None:
+            return _complete_before(out, identity, started)
+        state = load_state(build_dir, out, identity)
+        unlock_orphans(build_dir)
+        pool = WorkerPool(options.workers, Packer(source.root.resolve(), build_dir, options.check))
+        with _closing(pool):
+            if state is None:
+                progress.note("planning")
+                order = order_rows(source, options.seed)
+                shards, bytes_per_row = _cut(source, order, options, pool)
+                state = save_state(build_dir, identity, source, order, shards, bytes_per_row)
+            packed_rows = _pack(out, build_dir, state, options, pool, progress)
+        manifest = finalize(out, build_dir, state, source.class_names, options.deciding(source), codecs(), progress)
+    return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
+
+
+def _read(path: Path, options: BuildOptions, progress: Progress) -> Source:
+    progress.note(f"reading {path}")
+    source = read_source(path, options.source)
+    for text in source.warnings:
+        progress.warn(text)
+    without = [source.class_names[c] for c in (source.class_rows() == 0).nonzero()[0]]
+    if without:
+        shown = "; ".join(without[:5]) + ("; …" if len(without) > 5 else "")
+        progress.warn(f"{len(without)} classes without rows, they get no band: {shown}")
+    return source
+
+
+def _cut(
+    source: Source, order: RowOrder, options: BuildOptions, pool: "WorkerPool[Any, Any]"
+) -> tuple[list[PlannedShard], int]:
+    """Shards and the mean bytes of a row, learnt by packing some rows in trial."""
+    paths = source.rows.column("path").take(order.trial).to_pylist()
+    jobs = [TrialJob(paths=tuple(paths[i : i + _TRIAL_CHUNK])) for i in range(0, len(paths), _TRIAL_CHUNK)]
+    weights = [weight for weights in pool.run(jobs) for weight in weights]
+    bytes_per_row = max(1, sum(weights) // len(weights))
+    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000), bytes_per_row
+
+
+def _pack(
+    out: Path,
+    build_dir: Path,
+    state: BuildState,
+    options: BuildOptions,
+    pool: "WorkerPool[PlannedShard, ShardSummary]",
+    progress: Progress,
+) -> int:
+    """Have all shards packed that are not; returns how many rows that were."""
+    rejects = Counter({Reason.REPEATED_ROW.value: state.repeated})
+    todo, done_rows = [], 0
+    for shard in state.shards:
+        summary = _finished(out, build_dir, shard)
+        if summary is None:
+            todo.append(shard)
+        else:
+            rejects.update(summary.rejects)
+            done_rows += summary.rows
+    done_rejects = sum(rejects.values())
+    _check_rejects(rejects, state.rows, options)
+    done_rows += state.repeated
+    progress.start(total_rows=state.rows, done_rows=done_rows, done_rejects=done_rejects, counters=pool.counters)
+    # The largest first: the last ones to finish are then small. The order of work decides no byte.
+    for summary in pool.run(sorted(todo, key=lambda s: s.start - s.stop), progress.tick):
+        rejects.update(summary.rejects)
+        _check_rejects(rejects, state.rows, options)
+    progress.stop()
+    return state.rows - done_rows
+
+
+def _finished(out: Path, build_dir: Path, shard: PlannedShard) -> ShardSummary | None:
+    """The shard's summary, if its outcomes are noted and its tar is whole, here or already in its place."""
+    try:
+        summary = read_summary(outcomes_path(build_dir, shard))
+    except (OSError, ValueError):
+        return None
+    if summary.info is None:
+        return summary
+    for folder in (build_dir, out):
+        tar = folder / f"{shard.name}.tar"
+        if tar.is_file() and tar.stat().st_size == summary.info.bytes and tar.with_suffix(".idx").is_file():
+            return summary
+    return None
+
+
+def _check_rejects(rejects: Counter[str], rows: int, options: BuildOptions) -> None:
+    count = sum(rejects.values())
+    counts = ", ".join(f"{reason} {n}" for reason, n in sorted(rejects.items()) if n)
+    if count > options.max_reject_fraction * rows:
+        raise BuildError(
+            f"{count} of {rows} rows rejected so far, more than --max-reject-fraction {options.max_reject_fraction:g} "
+            f"({counts}); repair the source and build into a new folder, or run again with a higher fraction"
+        )
+    if count == rows:
+        raise BuildError(f"no readable image in {rows} rows ({counts}); is this the right folder?")
+
+
+def _complete_before(out: Path, identity: dict[str, Any], started: float) -> BuildResult:
+    """OUT holds a finished data set: fine if it is this one."""
+    manifest = Manifest.load(out)
+    found = {
+        "seed": manifest.seed,
+        "split": manifest.split,
+        **manifest.options,
+        **{f"codec: {name}": text for name, text in manifest.codecs.items()},
+    }
+    differing = sorted(name for name in identity | found if identity.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise BuildMismatchError(
+            f"{out}: holds a finished data set with {name} {found.get(name)}, now it is {identity.get(name)}; "
+            "build into a new folder"
+        )
+    if (out / BUILD_DIR).is_dir():  # killed after the manifest
+        shutil.rmtree(out / BUILD_DIR)
+        fsync_directory(out)
+    return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=0, complete_before=True)
+
+
+@contextmanager
+def _closing(pool: "WorkerPool[Any, Any]") -> Iterator[None]:
+    try:
+        yield
+    finally:
+        pool.close()

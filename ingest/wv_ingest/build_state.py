@@ -1,0 +1,198 @@
+"""What an unfinished build remembers in OUT/.build, and who may work on it.
+
+`plan.json` is written last: it says what is being built (the identity), the shards, and the counts. It is the
+only thing that a resumed build believes; without it the build starts anew.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+
+from wv_ingest.check import Reason
+from wv_ingest.errors import BuildMismatchError
+from wv_ingest.keys import text_of
+from wv_ingest.outcomes import OutcomeRows
+from wv_ingest.pack import PLAN_ROWS_FILE, WORKERS_LOCK_FILE
+from wv_ingest.plan import PlannedShard, RowOrder
+from wv_ingest.sources import Source
+from wv_shards import BUILD_DIR, MANIFEST_FILE, OutputExistsError, atomic_file, write_atomic
+
+PLAN_FILE = "plan.json"
+REPEATED_FILE = "repeated.outcomes"
+LOCK_FILE = "lock"
+_CHUNK_ROWS = 1 << 16
+_ORPHAN_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildState:
+    """A build's plan, as plan.json has it."""
+
+    identity: dict[str, Any]
+    rows: int
+    """Rows of the source."""
+    repeated: int
+    """Rows whose path an earlier row has; they are in no shard."""
+    class_rows: list[int]
+    """By class id."""
+    bytes_per_row: int
+    shards: list[PlannedShard]
+    """In the order of ordinals."""
+
+
+def existing(out: Path) -> bool:
+    """Whether `out` holds a build, finished or not.
+
+    Raises:
+        OutputExistsError: it holds something else.
+    """
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise OutputExistsError(f"{out}: is a file, expected a folder that is empty or does not exist")
+    if (out / MANIFEST_FILE).is_file() or (out / BUILD_DIR).is_dir():
+        return True
+    if any(out.iterdir()):
+        raise OutputExistsError(f"{out}: holds something else than shards; choose an empty or a new folder")
+    return False
+
+
+@contextmanager
+def build_lock(out: Path) -> Iterator[Path | None]:
+    """Own OUT/.build, made if need be; None if `out` holds a finished data set.
+
+    Raises:
+        OutputExistsError: `out` holds something else, or another build is at work.
+    """
+    if existing(out) and (out / MANIFEST_FILE).is_file():
+        yield None
+        return
+    build_dir = out / BUILD_DIR
+    build_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(build_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        if not _locked(lock):
+            raise OutputExistsError(f"{out}: another build is at work in it; wait for it or choose another folder")
+        if (out / MANIFEST_FILE).is_file():  # the other one finished between our two looks
+            yield None
+        else:
+            yield build_dir
+    finally:
+        os.close(lock)
+
+
+def unlock_orphans(build_dir: Path) -> None:
+    """Wait until no worker of an earlier, killed build writes here any more; they end by themselves within moments.
+
+    Raises:
+        OutputExistsError: one is still there after some time.
+    """
+    lock = os.open(build_dir / WORKERS_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _ORPHAN_SECONDS
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise OutputExistsError(f"{build_dir.parent}: a worker of an earlier build is still at work; end it")
+            time.sleep(0.05)
+    finally:
+        os.close(lock)
+
+
+def load_state(build_dir: Path, out: Path, identity: dict[str, Any]) -> BuildState | None:
+    """The plan of the unfinished build; None if there is none yet, and what was begun is then cleared away.
+
+    Raises:
+        BuildMismatchError: it is the build of something else; the message says what differs.
+    """
+    try:
+        document = json.loads((build_dir / PLAN_FILE).read_bytes())
+    except FileNotFoundError:
+        for leftover in build_dir.iterdir():
+            if leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE):
+                leftover.unlink()
+        return None
+    found = document["identity"]
+    differing = sorted(name for name in identity | found if identity.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise BuildMismatchError(
+            f"{out}: holds an unfinished build with {name} {found.get(name)}, now it is {identity.get(name)}; "
+            "finish it as it was begun, remove it, or build into a new folder"
+        )
+    document["shards"] = [PlannedShard(**shard) for shard in document["shards"]]
+    return BuildState(**document)
+
+
+def save_state(
+    build_dir: Path,
+    identity: dict[str, Any],
+    source: Source,
+    order: RowOrder,
+    shards: list[PlannedShard],
+    bytes_per_row: int,
+) -> BuildState:
+    """Write the plan: rows in its order, repeated rows as outcomes, and last plan.json."""
+    rows = source.rows
+    schema = rows.schema.append(pa.field("row", pa.int64()))
+    with atomic_file(build_dir / PLAN_ROWS_FILE) as file, pa.ipc.new_file(file, schema) as writer:
+        for start in range(0, len(order.order), _CHUNK_ROWS):
+            numbers = pa.array(order.order[start : start + _CHUNK_ROWS])
+            writer.write_table(rows.take(numbers).append_column("row", numbers).combine_chunks())
+    repeated = OutcomeRows()
+    first_labels = _first_labels(rows, order)
+    for number, row in zip(order.repeated.tolist(), rows.take(pa.array(order.repeated)).to_pylist(), strict=True):
+        path, label = row["path"], row["label"]
+        detail = "same-label" if first_labels[path] == label else "other-label"
+        repeated.reject(row=number, path=text_of(path), label=label, reason=Reason.REPEATED_ROW.value, detail=detail)
+    repeated.write(build_dir / REPEATED_FILE, None)
+    state = BuildState(
+        identity=identity,
+        rows=rows.num_rows,
+        repeated=len(order.repeated),
+        class_rows=source.class_rows().tolist(),
+        bytes_per_row=bytes_per_row,
+        shards=shards,
+    )
+    write_atomic(build_dir / PLAN_FILE, json.dumps(asdict(state), indent=1).encode())
+    return state
+
+
+def remove_build_dir(build_dir: Path) -> None:
+    """The build is finished; nothing in its folder is needed any more."""
+    shutil.rmtree(build_dir)
+
+
+def _first_labels(rows: pa.Table, order: RowOrder) -> dict[bytes, int]:
+    """Label of the first row of each path that is repeated."""
+    if not len(order.repeated):
+        return {}
+    paths = rows.column("path")
+    wanted = paths.take(pa.array(order.repeated)).unique()
+    found = rows.select(["path", "label"]).filter(pc.is_in(paths, wanted))
+    labels: dict[bytes, int] = {}
+    for path, label in zip(*(column.to_pylist() for column in found.columns), strict=True):
+        labels.setdefault(path, label)
+    return labels
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock if it is free."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True

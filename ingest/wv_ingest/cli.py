@@ -1,0 +1,236 @@
+"""`wv-ingest`: the commands that make and inspect shards. Options in, one call, a table or one line of error out."""
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec
+
+import click
+
+from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, plan_only
+from wv_ingest.check import CheckOptions, codecs
+from wv_ingest.cli_sample_data import sample_data_command
+from wv_ingest.errors import IngestError, Stopped
+from wv_ingest.progress import Progress
+from wv_ingest.report import print_dry_run, print_stats, print_summary, print_verified, stats_document
+from wv_ingest.sources import SourceOptions
+from wv_shards import Dataset, ShardsError
+
+Parameters = ParamSpec("Parameters")
+
+
+def one_line_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """The user's mistakes and the machine's limits become `error: …` and exit code 1; wrong usage stays click's 2."""
+
+    @wraps(command)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (IngestError, ShardsError) as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                _fail("no space left on the device; free some and run the same command again, what is done is kept")
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}")
+
+    return wrapped
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="wv-toolkit")
+def main() -> None:
+    """Turn raw web images into verified shards.
+
+    \b
+    wv-ingest build-shards RAW SHARDS     check, resize and pack
+    wv-ingest verify SHARDS               read everything back
+    wv-ingest stats SHARDS                what is in them
+    """
+
+
+@main.command("build-shards")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--source-format",
+    type=click.Choice(["webvision", "folders", "list"]),
+    help="Layout of SOURCE. Default: detected.",
+)
+@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="Which lists.")
+@click.option(
+    "--classes-from",
+    type=click.Path(path_type=Path),
+    metavar="TRAIN_SHARDS",
+    help="Use the classes (names and ids) of these shards: for validation sets.",
+)
+@click.option("--path-column", default="path", show_default=True, help="Of a list: the column of paths.")
+@click.option(
+    "--label-column",
+    default="label",
+    show_default=True,
+    help="Of a list: the column of labels. Whole numbers are class ids, anything else is names, sorted.",
+)
+@click.option(
+    "--size",
+    "size_px",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    help="Shorter side in pixels; nothing is enlarged. 0: keep, and leave sound JPEGs' coded data untouched.",
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of re-encoded JPEGs.")
+@click.option("--shard-mb", type=click.IntRange(1), default=64, show_default=True, help="A shard's size, about.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the order in the shards.")
+@click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each core.")
+@click.option(
+    "--max-reject-fraction",
+    type=click.FloatRange(0.0, 1.0),
+    default=DEFAULT_REJECT_FRACTION,
+    show_default=True,
+    help="Stop when more of the rows than this are rejected.",
+)
+@click.option("--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Of a source file.")
+@click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="Of an image.")
+@click.option("--max-side", type=click.IntRange(1), default=20_000, show_default=True, help="Of an image, in pixels.")
+@click.option("--min-side", type=click.IntRange(1), default=8, show_default=True, help="Of an image, in pixels.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@one_line_errors
+def build_shards(
+    source: Path,
+    out: Path,
+    *,
+    source_format: Any,
+    split: Any,
+    classes_from: Path | None,
+    path_column: str,
+    label_column: str,
+    size_px: int,
+    quality: int,
+    shard_mb: int,
+    seed: int,
+    workers: int | None,
+    max_reject_fraction: float,
+    max_bytes: int,
+    max_pixels: int,
+    max_side: int,
+    min_side: int,
+    dry_run: bool,
+) -> None:
+    """Check, resize and pack the images of SOURCE into shards in OUT.
+
+    SOURCE is a WebVision root (info/, google/, flickr/, val_images_256/), a folder of class folders, or a list
+    (CSV, TSV, JSON lines, Parquet) of paths and labels. Every row ends in a shard or in rejects.parquet. A build
+    that was stopped, even by a power cut, goes on when the same command is run again.
+
+    \b
+    Examples:
+      wv-ingest build-shards /data/webvision shards/train
+      wv-ingest build-shards /data/webvision shards/val --split val --classes-from shards/train
+      wv-ingest build-shards photos/list.csv shards --path-column file --label-column class --size 0
+      wv-ingest build-shards /data/webvision shards/train --dry-run
+    """
+    try:
+        options = BuildOptions(
+            check=CheckOptions(
+                size_px=size_px,
+                quality=quality,
+                max_bytes=max_bytes,
+                max_pixels=max_pixels,
+                max_side_px=max_side,
+                min_side_px=min_side,
+            ),
+            source=SourceOptions(
+                split=split,
+                source_format=source_format,
+                path_column=path_column,
+                label_column=label_column,
+                classes_from=classes_from,
+            ),
+            seed=seed,
+            shard_mb=shard_mb,
+            max_reject_fraction=max_reject_fraction,
+            **({} if workers is None else {"workers": workers}),
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(f"decoder: {codecs()['decoder']}")
+    with Progress() as progress:
+        try:
+            with _stoppable():
+                if dry_run:
+                    print_dry_run(plan_only(source, options, progress), options)
+                else:
+                    print_summary(build(source, out, options, progress), out)
+        except Stopped as stopped:
+            progress.note("stopped; run the same command again to go on, finished shards are kept")
+            sys.exit(128 + stopped.signal_number)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped, once; a second signal can't interrupt the clearing up."""
+
+    def stop(signal_number: int, _: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise Stopped(signal_number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@main.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@one_line_errors
+def verify(shards: Path) -> None:
+    """Read all of SHARDS back and compare it with manifest and index.
+
+    Every problem is one line; the exit code is 1 if there is any.
+
+    \b
+    Example:
+      wv-ingest verify shards/train
+    """
+    if not print_verified(shards):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of tables.")
+@one_line_errors
+def stats(shards: Path, *, as_json: bool) -> None:
+    """Print what SHARDS hold: images and bytes by class and by band, rejects by reason.
+
+    \b
+    Examples:
+      wv-ingest stats shards/train
+      wv-ingest stats shards/train --json | jq '.bands'
+    """
+    with Dataset.open(shards) as dataset:
+        document = stats_document(dataset)
+    if as_json:
+        click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        print_stats(document)
+
+
+main.add_command(sample_data_command, "sample-data")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Puts a data set together from finished shards: index, tables, tars in their place, and last the manifest.
+
+It streams shard by shard, so memory does not grow with the samples, only with the rejects. Every row of the
+source is accounted for here, or nothing is finished.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from wv_ingest.build_state import REPEATED_FILE, BuildState, remove_build_dir
+from wv_ingest.outcomes import packed, read_outcomes, read_summary, records_of, rejected
+from wv_ingest.pack import outcomes_path
+from wv_ingest.progress import Progress
+from wv_shards import (
+    INDEX_FILE,
+    REJECTS_FILE,
+    REJECTS_SCHEMA,
+    SAMPLES_FILE,
+    SAMPLES_SCHEMA,
+    ClassInfo,
+    IndexArray,
+    Manifest,
+    ShardInfo,
+    atomic_file,
+    band_of,
+    file_checksum,
+    fsync_directory,
+    write_index,
+)
+
+_GROUP_ROWS = 1 << 17
+"""Rows of a Parquet row group, at least."""
+_COMPRESSION = "zstd"
+
+
+class _Account:
+    """Running totals over all outcomes: nothing may be lost, nothing counted twice."""
+
+    def __init__(self, state: BuildState) -> None:
+        self.seen = np.zeros(state.rows, dtype=bool)
+        self.class_samples: NDArray[np.int64] = np.zeros(len(state.class_rows), dtype=np.int64)
+        self.rejects: Counter[str] = Counter()
+        self._rejected: list[pa.Table] = []
+
+    def add(self, outcomes: pa.Table, samples: pa.Table) -> None:
+        """Count one file's outcomes, `samples` being those that were packed."""
+        rows = outcomes.column("row").to_numpy()
+        assert not self.seen[rows].any(), "a row of the source has two outcomes"
+        self.seen[rows] = True
+        assert int(self.seen[rows].sum()) == len(rows), "a row of the source has two outcomes in one shard"
+        self.class_samples += np.bincount(samples.column("label").to_numpy(), minlength=len(self.class_samples))
+        bad = rejected(outcomes)
+        self.rejects.update(bad.column("reason").to_pylist())
+        self._rejected.append(bad.select(["row", *REJECTS_SCHEMA.names]))
+
+    def rejects_table(self) -> pa.Table:
+        """All rejects in the source's order, of REJECTS_SCHEMA."""
+        table = pa.concat_tables(self._rejected).sort_by("row")
+        return table.select(REJECTS_SCHEMA.names).replace_schema_metadata()
+
+
+def finalize(
+    out: Path,
+    build_dir: Path,
+    state: BuildState,
+    class_names: tuple[str, ...],
+    options: dict[str, Any],
+    codecs: dict[str, str],
+    progress: Progress,
+) -> Manifest:
+    """Finish the data set in `out`; all shards' outcomes are in `build_dir`.
+
+    Raises:
+        OSError: no space left; the build can be resumed.
+    """
+    progress.note("writing index and tables")
+    infos = [info for shard in state.shards if (info := read_summary(outcomes_path(build_dir, shard)).info) is not None]
+    account = _Account(state)
+    repeated = read_outcomes(build_dir / REPEATED_FILE)
+    account.add(repeated, packed(repeated))
+    samples = sum(info.samples for info in infos)
+    write_index(build_dir / INDEX_FILE, _gather(build_dir, state, account), samples)
+    rejects = account.rejects_table()
+    _write_table(build_dir / REJECTS_FILE, rejects)
+    assert account.seen.all(), "a row of the source has no outcome"
+    assert samples + rejects.num_rows == state.rows, "packed and rejected rows do not add up"
+    manifest = Manifest(
+        seed=state.identity["seed"],
+        split=state.identity["split"],
+        classes=tuple(
+            ClassInfo(class_id=i, name=name, rows=rows, samples=int(packed_rows), band=band_of(rows))
+            for i, (name, rows, packed_rows) in enumerate(
+                zip(class_names, state.class_rows, account.class_samples, strict=True)
+            )
+        ),
+        shards=tuple(infos),
+        samples=samples,
+        rows=state.rows,
+        rejects=dict(sorted(account.rejects.items())),
+        index_checksum=file_checksum(build_dir / INDEX_FILE),
+        options=options,
+        codecs=codecs,
+    )
+    _move(build_dir, out, infos)
+    manifest.save(out)
+    remove_build_dir(build_dir)
+    fsync_directory(out)
+    return manifest
+
+
+def _gather(build_dir: Path, state: BuildState, account: _Account) -> Iterator[IndexArray]:
+    """Index records shard by shard; on the way samples.parquet is written and the account kept."""
+    with (
+        atomic_file(build_dir / SAMPLES_FILE) as file,
+        pq.ParquetWriter(file, SAMPLES_SCHEMA, compression=_COMPRESSION) as writer,
+    ):
+        group: list[pa.Table] = []
+        for shard in state.shards:
+            outcomes = read_outcomes(outcomes_path(build_dir, shard))
+            assert outcomes.num_rows == shard.stop - shard.start, f"outcomes of {shard.name} are not its rows"
+            samples = packed(outcomes)
+            account.add(outcomes, samples)
+            group.append(samples.select(SAMPLES_SCHEMA.names).replace_schema_metadata())
+            if sum(part.num_rows for part in group) >= _GROUP_ROWS:
+                writer.write_table(pa.concat_tables(group).combine_chunks())
+                group = []
+            yield records_of(samples)
+        if group:
+            writer.write_table(pa.concat_tables(group).combine_chunks())
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression=_COMPRESSION, row_group_size=_GROUP_ROWS)
+
+
+def _move(build_dir: Path, out: Path, infos: list[ShardInfo]) -> None:
+    """Give everything its place. Repeated after a kill, it moves what has not been moved yet."""
+    names = [f"{info.name}{suffix}" for info in infos for suffix in (".idx", ".tar")]
+    for name in [*names, INDEX_FILE, SAMPLES_FILE, REJECTS_FILE]:
+        if (build_dir / name).exists():
+            os.replace(build_dir / name, out / name)
+    fsync_directory(out)

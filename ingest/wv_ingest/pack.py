@@ -1,0 +1,138 @@
+"""One shard's job, done in a worker process: read its rows' files, check them, pack them, note every outcome."""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_image
+from wv_ingest.keys import key_of, text_of
+from wv_ingest.outcomes import OutcomeRows, ShardSummary
+from wv_ingest.plan import PlannedShard
+from wv_shards import ShardWriter, checksum
+
+PLAN_ROWS_FILE = "plan.arrow"
+"""Rows in the plan's order: path, label, source, query and the row's number in the source."""
+WORKERS_LOCK_FILE = "workers.lock"
+"""Workers that write hold a shared lock on it."""
+
+ROWS, REJECTS, BYTES_READ, BYTES_PACKED = range(4)
+"""Counters of `pool.WorkerPool`."""
+
+_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Failures to open a file that say nothing about the file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialJob:
+    """Files to check and weigh, without packing them."""
+
+    paths: tuple[bytes, ...]
+
+
+class Packer:
+    """Does `PlannedShard`s and `TrialJob`s; picklable, each worker has one.
+
+    Args:
+        root: what paths are relative to.
+        build_dir: folder of the unfinished build, which holds the plan and gets tars and outcomes.
+        options: checks and sizes.
+    """
+
+    def __init__(self, root: Path, build_dir: Path, options: CheckOptions) -> None:
+        self._root = os.fsencode(root)
+        self._build_dir = build_dir
+        self._options = options
+        self._rows: pa.Table | None = None
+
+    def __call__(self, job: PlannedShard | TrialJob, count_up: Callable[[int, int], None]) -> ShardSummary | list[int]:
+        """A shard's summary; or, for a trial, the bytes that each file takes in a tar, 0 for a reject."""
+        if isinstance(job, TrialJob):
+            return [self._weigh(path) for path in job.paths]
+        return self._pack(job, count_up)
+
+    def _pack(self, shard: PlannedShard, count_up: Callable[[int, int], None]) -> ShardSummary:
+        rows = self._plan_rows().slice(shard.start, shard.stop - shard.start)
+        outcomes = OutcomeRows()
+        with ShardWriter(self._build_dir, shard.name) as writer:
+            for row in rows.to_pylist():
+                path, number, label = row["path"], row["row"], row["label"]
+                text = text_of(path)
+                image, data = self._examine(path)
+                count_up(BYTES_READ, len(data))
+                if isinstance(image, Rejected):
+                    reason = image.reason.value
+                    outcomes.reject(row=number, path=text, label=label, reason=reason, detail=image.detail)
+                    count_up(REJECTS, 1)
+                else:
+                    key, origin = key_of(path), {"source": row["source"], "query": row["query"]}
+                    sides = {"width": image.width, "height": image.height}
+                    writer.add(key, image.data, label, {"path": text, **origin}, **sides)
+                    facts = {"bytes": len(image.data), "content_hash": checksum(data)}
+                    outcomes.pack(row=number, path=text, label=label, key=key, **origin, **sides, **facts)
+                    count_up(BYTES_PACKED, len(image.data))
+                count_up(ROWS, 1)
+            some = sum(outcomes.rejects.values()) < rows.num_rows
+            finished = writer.finish(shard.band) if some else None
+        return outcomes.write(outcomes_path(self._build_dir, shard), finished)
+
+    def _weigh(self, path: bytes) -> int:
+        image, _ = self._examine(path)
+        if isinstance(image, Rejected):
+            return 0
+        facts_bytes = 64 + len(path)
+        return 3 * 512 + sum(-(-size // 512) * 512 for size in (len(image.data), 1, facts_bytes))
+
+    def _plan_rows(self) -> pa.Table:
+        """The plan's rows, mapped: the pages of one shard are in memory, not the table."""
+        if self._rows is None:
+            # Held until this process ends, so that a resumed build can wait for the last orphan of a killed one.
+            self._lock = os.open(self._build_dir / WORKERS_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._rows = pa.ipc.open_file(pa.memory_map(str(self._build_dir / PLAN_ROWS_FILE))).read_all()
+        return self._rows
+
+    def _examine(self, path: bytes) -> tuple[Accepted | Rejected, bytes]:
+        """What becomes of a file, and its bytes; no bytes where it was not read."""
+        data = self._read(path)
+        return (data, b"") if isinstance(data, Rejected) else (check_image(data, self._options), data)
+
+    def _read(self, path: bytes) -> bytes | Rejected:
+        """The file's bytes; nothing that a source can hold makes this hang or fill the memory."""
+        try:
+            descriptor = os.open(os.path.join(self._root, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return Rejected(reason=Reason.MISSING, detail="")
+        except ValueError:  # a zero byte in the path
+            return Rejected(reason=Reason.MISSING, detail="bad-name")
+        except OSError as error:
+            return _unreadable(error)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return Rejected(reason=Reason.UNREADABLE, detail="not-a-file")
+            if status.st_size > self._options.max_bytes:
+                return Rejected(reason=Reason.TOO_MANY_BYTES, detail=str(status.st_size))
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(self._options.max_bytes + 1)
+        except OSError as error:
+            return _unreadable(error)
+        finally:
+            os.close(descriptor)
+
+
+def outcomes_path(build_dir: Path, shard: PlannedShard) -> Path:
+    """Where the outcomes of a shard's rows are noted."""
+    return build_dir / f"{shard.name}.outcomes"
+
+
+def _unreadable(error: OSError) -> Rejected:
+    if error.errno in _FULL:
+        raise error
+    return Rejected(reason=Reason.UNREADABLE, detail=errno.errorcode.get(error.errno or 0, "EIO"))
