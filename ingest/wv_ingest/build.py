@@ -11,7 +11,6 @@ depend on it, nor on the number of workers.
 """
 
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wv_ingest.build_state import BuildState, build_lock, existing, load_state, save_state, unlock_orphans
+from wv_ingest.build_state import (
+    BuildState,
+    build_lock,
+    difference,
+    existing,
+    identity_of,
+    load_state,
+    remove_build_dir,
+    save_state,
+    unlock_orphans,
+)
 from wv_ingest.check import CheckOptions, Reason, codecs
 from wv_ingest.errors import BuildError, BuildMismatchError, SourceError
 from wv_ingest.finalize import finalize
@@ -30,7 +39,7 @@ from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
 from wv_ingest.pool import WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.sources import Source, SourceOptions, read_source
-from wv_shards import BUILD_DIR, Manifest, fsync_directory
+from wv_shards import BUILD_DIR, Manifest
 
 DEFAULT_REJECT_FRACTION = 0.1
 _TRIAL_CHUNK = 8
@@ -127,17 +136,13 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
     source = _read(source_path, options, progress)
     if source.source_format == "folders" and source.root.resolve() in (out.resolve(), *out.resolve().parents):
         raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
-    identity = {
-        "seed": options.seed,
-        "split": options.source.split,
-        **options.deciding(source),
-        **{f"codec: {name}": text for name, text in codecs().items()},
-    }
+    deciding = options.deciding(source)
+    identity = identity_of(options.seed, options.source.split, deciding, codecs())
     with build_lock(out) as build_dir:
         if build_dir is None:
             return _complete_before(out, identity, started)
-        state = load_state(build_dir, out, identity)
         unlock_orphans(build_dir)
+        state = load_state(build_dir, out, identity)
         pool = WorkerPool(options.workers, Packer(source.root.resolve(), build_dir, options.check))
         with _closing(pool):
             if state is None:
@@ -146,7 +151,7 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
                 shards, bytes_per_row = _cut(source, order, options, pool)
                 state = save_state(build_dir, identity, source, order, shards, bytes_per_row)
             packed_rows = _pack(out, build_dir, state, options, pool, progress)
-        manifest = finalize(out, build_dir, state, source.class_names, options.deciding(source), codecs(), progress)
+        manifest = finalize(out, build_dir, state, source.class_names, deciding, codecs(), progress)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
 
 
@@ -178,7 +183,7 @@ def _pack(
     build_dir: Path,
     state: BuildState,
     options: BuildOptions,
-    pool: "WorkerPool[PlannedShard, ShardSummary]",
+    pool: "WorkerPool[Any, Any]",
     progress: Progress,
 ) -> int:
     """Have all shards packed that are not; returns how many rows that were."""
@@ -233,22 +238,11 @@ def _check_rejects(rejects: Counter[str], rows: int, options: BuildOptions) -> N
 def _complete_before(out: Path, identity: dict[str, Any], started: float) -> BuildResult:
     """OUT holds a finished data set: fine if it is this one."""
     manifest = Manifest.load(out)
-    found = {
-        "seed": manifest.seed,
-        "split": manifest.split,
-        **manifest.options,
-        **{f"codec: {name}": text for name, text in manifest.codecs.items()},
-    }
-    differing = sorted(name for name in identity | found if identity.get(name) != found.get(name))
-    if differing:
-        name = differing[0]
-        raise BuildMismatchError(
-            f"{out}: holds a finished data set with {name} {found.get(name)}, now it is {identity.get(name)}; "
-            "build into a new folder"
-        )
+    found = identity_of(manifest.seed, manifest.split, manifest.options, manifest.codecs)
+    if other := difference(found, identity):
+        raise BuildMismatchError(f"{out}: holds a finished data set with {other}; build into a new folder")
     if (out / BUILD_DIR).is_dir():  # killed after the manifest
-        shutil.rmtree(out / BUILD_DIR)
-        fsync_directory(out)
+        remove_build_dir(out / BUILD_DIR)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=0, complete_before=True)
 
 

@@ -27,7 +27,7 @@ from wv_ingest.outcomes import OutcomeRows
 from wv_ingest.pack import PLAN_ROWS_FILE, WORKERS_LOCK_FILE
 from wv_ingest.plan import PlannedShard, RowOrder
 from wv_ingest.sources import Source
-from wv_shards import BUILD_DIR, MANIFEST_FILE, OutputExistsError, atomic_file, write_atomic
+from wv_shards import BUILD_DIR, MANIFEST_FILE, OutputExistsError, atomic_file, fsync_directory, write_atomic
 
 PLAN_FILE = "plan.json"
 REPEATED_FILE = "repeated.outcomes"
@@ -50,6 +50,22 @@ class BuildState:
     bytes_per_row: int
     shards: list[PlannedShard]
     """In the order of ordinals."""
+
+
+def identity_of(seed: int, split: str, options: dict[str, Any], codecs: dict[str, str]) -> dict[str, Any]:
+    """All that decides a byte of a data set, by name. Two builds with the same identity are the same build."""
+    return {"seed": seed, "split": split, **options, **codecs}
+
+
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """What two identities differ in, in words for a person; None if in nothing."""
+    names = [name for name in wanted | found if wanted.get(name) != found.get(name)]
+    if not names:
+        return None
+    if names == ["source_rows"]:
+        return "other rows or classes than the source has now"
+    name = next(name for name in names if name != "source_rows")
+    return f"{name} {found.get(name)}, now it is {wanted.get(name)}"
 
 
 def existing(out: Path) -> bool:
@@ -111,7 +127,9 @@ def unlock_orphans(build_dir: Path) -> None:
 
 
 def load_state(build_dir: Path, out: Path, identity: dict[str, Any]) -> BuildState | None:
-    """The plan of the unfinished build; None if there is none yet, and what was begun is then cleared away.
+    """The plan of the unfinished build; None if there is none yet, or of something else with no shard packed.
+
+    What was begun is then cleared away.
 
     Raises:
         BuildMismatchError: it is the build of something else; the message says what differs.
@@ -119,18 +137,16 @@ def load_state(build_dir: Path, out: Path, identity: dict[str, Any]) -> BuildSta
     try:
         document = json.loads((build_dir / PLAN_FILE).read_bytes())
     except FileNotFoundError:
-        for leftover in build_dir.iterdir():
-            if leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE):
-                leftover.unlink()
+        _clear(build_dir)
         return None
-    found = document["identity"]
-    differing = sorted(name for name in identity | found if identity.get(name) != found.get(name))
-    if differing:
-        name = differing[0]
-        raise BuildMismatchError(
-            f"{out}: holds an unfinished build with {name} {found.get(name)}, now it is {identity.get(name)}; "
-            "finish it as it was begun, remove it, or build into a new folder"
-        )
+    if other := difference(document["identity"], identity):
+        if any(out.glob("*.tar")) or any(build_dir.glob("*.tar")):
+            raise BuildMismatchError(
+                f"{out}: holds an unfinished build with {other}; "
+                "finish it as it was begun, remove it, or build into a new folder"
+            )
+        _clear(build_dir)
+        return None
     document["shards"] = [PlannedShard(**shard) for shard in document["shards"]]
     return BuildState(**document)
 
@@ -172,6 +188,14 @@ def save_state(
 def remove_build_dir(build_dir: Path) -> None:
     """The build is finished; nothing in its folder is needed any more."""
     shutil.rmtree(build_dir)
+    fsync_directory(build_dir.parent)
+
+
+def _clear(build_dir: Path) -> None:
+    (build_dir / PLAN_FILE).unlink(missing_ok=True)  # first: without it nothing else counts
+    for leftover in build_dir.iterdir():
+        if leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE):
+            leftover.unlink()
 
 
 def _first_labels(rows: pa.Table, order: RowOrder) -> dict[bytes, int]:

@@ -112,7 +112,6 @@ def finalize(
     _move(build_dir, out, infos)
     manifest.save(out)
     remove_build_dir(build_dir)
-    fsync_directory(out)
     return manifest
 
 

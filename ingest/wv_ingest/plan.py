@@ -15,8 +15,11 @@ from wv_ingest.keys import key_of
 from wv_ingest.sources import Source
 from wv_shards import band_of, key_hash
 
-SAMPLE_ROWS = 256
-"""Rows that are packed in trial to learn the mean size of a stored image."""
+TRIAL_ROWS = 256
+"""Rows, at most, that are packed in trial to learn the mean size of a stored image."""
+_TRIAL_ROWS_LEAST = 16
+_TRIAL_PART = 32
+"""Of a small set one row in so many is tried."""
 SMALL_SET_SHARDS = 32
 SMALL_SHARD_ROWS = 64
 """A set too small for many full shards is cut into about SMALL_SET_SHARDS anyway, of no fewer rows than this, so
@@ -45,7 +48,7 @@ class RowOrder:
     repeated: NDArray[np.int64]
     """Row numbers whose path stood in an earlier row."""
     trial: NDArray[np.int64]
-    """(≤ SAMPLE_ROWS,) row numbers with the smallest hashes: a fair sample, the same in every build."""
+    """(≤ TRIAL_ROWS,) row numbers with the smallest hashes: a fair sample, the same in every build."""
 
 
 def order_rows(source: Source, seed: int) -> RowOrder:
@@ -62,7 +65,8 @@ def order_rows(source: Source, seed: int) -> RowOrder:
     found, counts = np.unique(row_bands, return_counts=True)
     stops = np.cumsum(counts)
     bands = tuple(zip(found.tolist(), (stops - counts).tolist(), stops.tolist(), strict=True))
-    trial = rows[np.argsort(place_hashes[rows], kind="stable")[:SAMPLE_ROWS]]
+    tried = min(TRIAL_ROWS, max(_TRIAL_ROWS_LEAST, len(rows) // _TRIAL_PART))
+    trial = rows[np.argsort(place_hashes[rows], kind="stable")[:tried]]
     return RowOrder(order=order, bands=bands, repeated=repeated, trial=trial)
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -21,6 +22,7 @@ Result = TypeVar("Result")
 
 COUNTERS = 4
 """Numbers that a worker counts up while it is at work: their meaning is the handler's."""
+_REPORT_SECONDS = 0.2
 _STOP_SECONDS = 5.0
 
 
@@ -42,15 +44,13 @@ class WorkerPool(Generic[Job, Result]):
 
     def __init__(self, count: int, handler: Callable[[Job, Callable[[int, int], None]], Result]) -> None:
         context = multiprocessing.get_context("spawn")
-        self._counters = context.RawArray("q", count * COUNTERS)
+        self._counters = [0] * COUNTERS
         self._workers: list[_Worker] = []
         try:
             for slot in range(count):
                 ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=_work, args=(theirs, handler, self._counters, slot), daemon=True, name=f"wv-ingest-{slot}"
-                )
-                process.start()
+                process = context.Process(target=_work, args=(theirs, handler), daemon=True, name=f"wv-ingest-{slot}")
+                _start_deaf_to_ctrl_c(process)
                 theirs.close()  # so that its end is felt when the worker dies
                 self._workers.append(_Worker(process, ours))
         except BaseException:
@@ -59,8 +59,7 @@ class WorkerPool(Generic[Job, Result]):
 
     def counters(self) -> tuple[int, ...]:
         """Sums over all workers of what they have counted so far."""
-        values = list(self._counters)
-        return tuple(sum(values[i::COUNTERS]) for i in range(COUNTERS))
+        return tuple(self._counters)
 
     def run(
         self, jobs: Iterable[Job], tick: Callable[[], None] = lambda: None, tick_seconds: float = 0.2
@@ -78,9 +77,12 @@ class WorkerPool(Generic[Job, Result]):
             for ready in wait(list(busy), timeout=tick_seconds):
                 worker = busy[ready]  # type: ignore[index] # `wait` returns what it was given
                 try:
-                    error, result = worker.pipe.recv()
+                    counts, done, error, result = worker.pipe.recv()
                 except (EOFError, ConnectionError):
                     raise _died(worker) from None
+                self._counters = [a + b for a, b in zip(self._counters, counts, strict=True)]
+                if not done:
+                    continue
                 worker.busy = False
                 if error is not None:
                     raise error
@@ -120,16 +122,28 @@ def _died(worker: _Worker) -> WorkerDiedError:
     )
 
 
-def _work(
-    pipe: "Connection[Any, Any]", handler: Callable[[Any, Callable[[int, int], None]], Any], counters: Any, slot: int
-) -> None:
-    """A worker's life. Ctrl-C reaches the whole terminal: it is the parent who decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_deaf_to_ctrl_c(process: BaseProcess) -> None:
+    """Ctrl-C reaches all processes of a terminal, but it is the parent who decides: the child never gets it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # inherits what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(pipe: "Connection[Any, Any]", handler: Callable[[Any, Callable[[int, int], None]], Any]) -> None:
+    """A worker's life: answers are (counts since the last one, whether the job is done, its error, its result)."""
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
+    counts, reported = [0] * COUNTERS, time.monotonic()
+
     def count_up(counter: int, amount: int) -> None:
-        counters[slot * COUNTERS + counter] += amount
+        nonlocal counts, reported
+        counts[counter] += amount
+        if (now := time.monotonic()) - reported >= _REPORT_SECONDS:
+            pipe.send((counts, False, None, None))
+            counts, reported = [0] * COUNTERS, now
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent is gone or done
         while True:
@@ -140,7 +154,8 @@ def _work(
                 result = handler(job, count_up)
             except Exception as raised:  # carried to the parent, which raises it
                 error = raised
-            pipe.send((error, result))
+            pipe.send((counts, True, error, result))
+            counts, reported = [0] * COUNTERS, time.monotonic()
 
 
 def _leave(signal_number: int, _: object) -> None:

@@ -1,4 +1,7 @@
-"""Tables about shards for a person, and the same facts as one JSON-able document. Counts come from manifest and index."""
+"""Tables about shards for a person, and the same facts as one JSON-able document.
+
+Counts come from manifest and index; nothing is decoded.
+"""
 
 import math
 from pathlib import Path

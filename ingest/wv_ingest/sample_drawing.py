@@ -24,7 +24,7 @@ Points = NDArray[np.float64]
 """(P, 2) float64: a polygon around (0, 0) of radius about 1, x to the right, y down."""
 
 _SUPERSAMPLING = 2
-_HUE_TRUST = 0.85  # share of a class's pictures in its own hue
+_HUE_TRUST = 0.92  # share of a class's pictures in its own hue
 
 
 # Outlines
@@ -108,14 +108,14 @@ def class_look(class_id: int) -> tuple[str, str, float]:
 def draw_object(rng: np.random.Generator, class_id: int, width: int, height: int) -> Image.Image:
     """An RGB picture of `width` × `height` pixels that shows one object of the class, amid what the web adds to it."""
     canvas = _background(rng, width, height)
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         _paste_clutter(rng, canvas)
     outline, pattern, hue = class_look(class_id)
     if rng.random() > _HUE_TRUST:
         hue = rng.random()
     _paste_object(rng, canvas, outline, pattern, hue)
-    if rng.random() < 0.3:
-        _paste_clutter(rng, canvas, largest=0.18)
+    if rng.random() < 0.2:
+        _paste_clutter(rng, canvas, largest=0.15)
     return _photograph(rng, canvas)
 
 
@@ -144,12 +144,12 @@ def draw_outlier(rng: np.random.Generator, width: int, height: int) -> Image.Ima
 
 def _photograph(rng: np.random.Generator, canvas: Canvas) -> Image.Image:
     """Light, noise and blur of a camera; 8-bit RGB."""
-    contrast, brightness = rng.uniform(0.65, 1.15), rng.uniform(-30, 30)
+    contrast, brightness = rng.uniform(0.75, 1.15), rng.uniform(-20, 20)
     canvas = (canvas - 128) * contrast + (128 + brightness)
-    canvas *= rng.uniform(0.85, 1.15, size=3).astype(np.float32)
-    canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(2, 16)
+    canvas *= rng.uniform(0.9, 1.1, size=3).astype(np.float32)
+    canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(2, 12)
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    blur = rng.uniform(-0.6, 1.2)
+    blur = rng.uniform(-0.6, 1.0)
     return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0 else image
 
 
@@ -158,7 +158,7 @@ def _photograph(rng: np.random.Generator, canvas: Canvas) -> Image.Image:
 
 def _random_colour(rng: np.random.Generator) -> Canvas:
     """(3,) float32, 0 … 255."""
-    return _colour(rng.random(), rng.uniform(0.1, 0.9), rng.uniform(0.15, 0.95))
+    return _colour(rng.random(), rng.uniform(0.0, 0.6), rng.uniform(0.15, 0.95))
 
 
 def _colour(hue: float, saturation: float, value: float) -> Canvas:
@@ -212,7 +212,7 @@ def _place(
     reach = 0.85 * radius
     x = rng.uniform(min(reach, width / 2), max(width - reach, width / 2))
     y = rng.uniform(min(reach, height / 2), max(height - reach, height / 2))
-    return x, y, radius, rng.uniform(-0.5, 0.5)
+    return x, y, radius, rng.uniform(-0.4, 0.4)
 
 
 def _polygon_mask(points: Points, width: int, height: int) -> Mask:
@@ -232,12 +232,12 @@ def _paste_polygon(
 
 
 def _paste_object(rng: np.random.Generator, canvas: Canvas, outline: str, pattern: str, hue: float) -> None:
-    x, y, radius, angle = _place(rng, canvas, 0.32, 0.48)
+    x, y, radius, angle = _place(rng, canvas, 0.38, 0.5)
     hue += rng.normal(0, 0.035)
     light = _colour(hue, rng.uniform(0.45, 0.9), rng.uniform(0.65, 1.0))
     dark = _colour(hue + rng.normal(0, 0.04), rng.uniform(0.5, 1.0), rng.uniform(0.15, 0.45))
     mix = _pattern(rng, pattern, canvas, x, y, radius, angle)
-    points = OUTLINES[outline] * rng.uniform(0.8, 1.2, size=2) + rng.normal(0, 0.025, OUTLINES[outline].shape)
+    points = OUTLINES[outline] * rng.uniform(0.85, 1.15, size=2) + rng.normal(0, 0.025, OUTLINES[outline].shape)
     if rng.random() < 0.5:
         points *= (-1, 1)
     if rng.random() < 0.5:  # a rim
