@@ -1,0 +1,131 @@
+"""Manifest and overlay: identity, refusals, bands."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wv_shards import (
+    Dataset,
+    Manifest,
+    Overlay,
+    OverlayMismatchError,
+    ShardsError,
+    band_of,
+)
+from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, UnfinishedBuildError
+
+
+@given(st.integers(1, 10**9))
+def test_a_band_is_half_an_octave(rows: int) -> None:
+    band = band_of(rows)
+    assert band is not None
+    assert 2**band <= rows * rows < 2 ** (band + 1)
+
+
+def test_a_class_without_rows_has_no_band() -> None:
+    assert band_of(0) is None
+    with pytest.raises(ValueError, match="-1 rows"):
+        band_of(-1)
+
+
+def test_the_manifest_round_trips_and_its_digest_covers_classes_shards_and_index(small_dataset: Path) -> None:
+    manifest = Manifest.load(small_dataset)
+    with Dataset.open(small_dataset) as dataset:
+        assert dataset.manifest == manifest
+    first = manifest.shards[0]
+    for other in (
+        replace(manifest, classes=(replace(manifest.classes[0], name="other"), *manifest.classes[1:])),
+        replace(manifest, shards=(replace(first, checksum="0" * 32), *manifest.shards[1:])),
+        replace(manifest, index_checksum="0" * 32),
+    ):
+        assert other.digest != manifest.digest
+    assert replace(manifest, options={"quality": 1}).digest == manifest.digest
+
+
+def test_counts_that_do_not_add_up_are_refused(small_dataset: Path) -> None:
+    manifest = Manifest.load(small_dataset)
+    with pytest.raises(ValueError, match="rejects are not"):
+        replace(manifest, rows=manifest.rows + 1)
+    with pytest.raises(ValueError, match="shards hold"):
+        replace(manifest, shards=manifest.shards[1:])
+    with pytest.raises(ValueError, match="class ids"):
+        replace(manifest, classes=manifest.classes[::-1])
+
+
+def edit(directory: Path, change: Callable[[dict[str, object]], None]) -> None:
+    path = directory / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda d: d.update(format_version=99), FormatVersionError, "format version 99"),
+        (lambda d: d.update(index_checksum="0" * 32), CorruptDataError, "the file changed after the build"),
+        (lambda d: d.update(rows=1), CorruptDataError, "contradicts itself"),
+        (lambda d: d.pop("shards"), CorruptDataError, "contradicts itself"),
+        (lambda d: d.update(surprise=1), CorruptDataError, "contradicts itself"),
+        (lambda d: d.pop("format_version"), CorruptDataError, "not a manifest"),
+    ],
+)
+def test_a_manifest_that_can_not_be_trusted_is_refused_in_one_line(
+    small_dataset: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, object]], None],
+    error: type[ShardsError],
+    message: str,
+) -> None:
+    shutil.copytree(small_dataset, tmp_path / "copy")
+    edit(tmp_path / "copy", change)
+    with pytest.raises(error, match=message) as raised:
+        Dataset.open(tmp_path / "copy")
+    assert "\n" not in str(raised.value)
+
+
+def test_directories_that_are_no_data_sets_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(NotADatasetError, match="no such directory"):
+        Manifest.load(tmp_path / "nothing")
+    with pytest.raises(NotADatasetError, match=r"no manifest\.json in it"):
+        Manifest.load(tmp_path)
+    (tmp_path / ".build").mkdir()
+    with pytest.raises(UnfinishedBuildError, match="again to finish it"):
+        Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(CorruptDataError, match="not a manifest"):
+        Manifest.load(tmp_path)
+
+
+def test_an_overlay_round_trips(tmp_path: Path) -> None:
+    rows = np.array([(1, 0.5), (2, 0.25)], dtype=[("seen", "<u2"), ("label_conf", "<f4")])
+    Overlay(kind="ledger", array=rows, manifest_digest="d" * 32, info={"step": 7}).save(tmp_path / "ledger")
+    for base in ("ledger", "ledger.npy", "ledger.json"):
+        loaded = Overlay.load(tmp_path / base, manifest_digest="d" * 32, kind="ledger")
+        assert np.array_equal(loaded.array, rows)
+        assert loaded.info == {"step": 7}
+
+
+def test_an_overlay_of_another_data_set_kind_or_content_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "tiers"
+    Overlay(kind="tiers", array=np.arange(4), manifest_digest="a" * 32).save(base)
+    with pytest.raises(OverlayMismatchError, match="make it again for these shards"):
+        Overlay.load(base, manifest_digest="b" * 32)
+    with pytest.raises(OverlayMismatchError, match="expected 'exclude'"):
+        Overlay.load(base, manifest_digest="a" * 32, kind="exclude")
+    np.save(tmp_path / "tiers.npy", np.arange(5))
+    with pytest.raises(CorruptDataError, match="checksum differs"):
+        Overlay.load(base, manifest_digest="a" * 32)
+    with pytest.raises(NotADatasetError, match="expected an overlay"):
+        Overlay.load(tmp_path / "none", manifest_digest="a" * 32)
+    document = json.loads((tmp_path / "tiers.json").read_text())
+    (tmp_path / "tiers.json").write_text(json.dumps({**document, "overlay_version": 9}))
+    with pytest.raises(FormatVersionError, match="overlay version 9"):
+        Overlay.load(base, manifest_digest="a" * 32)

@@ -1,0 +1,121 @@
+"""`verify` finds whatever differs from what was built, and names it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from wv_shards import INDEX_FILE, Dataset, Manifest, ProblemKind, file_checksum, verify
+
+
+@pytest.fixture
+def copy(small_dataset: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_dataset, tmp_path / "copy"))
+
+
+def last_shard(directory: Path) -> Path:
+    with Dataset.open(directory) as dataset:
+        return dataset.shard_path(len(dataset.manifest.shards) - 1)
+
+
+def kinds(directory: Path) -> set[ProblemKind]:
+    return {problem.kind for problem in verify(directory)}
+
+
+def test_a_sound_data_set_has_no_problems_and_every_byte_is_counted(copy: Path) -> None:
+    seen: list[int] = []
+    assert verify(copy, seen.append) == []
+    assert sum(seen) == sum(s.bytes for s in Manifest.load(copy).shards)
+
+
+@pytest.mark.parametrize("place", ["image", "header", "padding", "end"])
+def test_one_flipped_bit_anywhere_is_found(copy: Path, place: str) -> None:
+    path = last_shard(copy)
+    with Dataset.open(copy) as dataset:
+        offset = int(dataset.index[-1]["offset"])
+    at = {"image": offset + 5, "header": offset - 500, "padding": offset - 2, "end": path.stat().st_size - 1}[place]
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    problems = verify(copy)
+    assert ProblemKind.CHECKSUM in {p.kind for p in problems}
+    assert (ProblemKind.SAMPLE in {p.kind for p in problems}) == (place == "image")
+    assert all(path.name in str(p) for p in problems)
+
+
+def test_a_truncated_or_missing_shard_is_found(copy: Path) -> None:
+    path = last_shard(copy)
+    os.truncate(path, path.stat().st_size // 2)
+    assert {ProblemKind.SIZE, ProblemKind.SAMPLE} <= kinds(copy)
+    path.unlink()
+    assert kinds(copy) == {ProblemKind.MISSING}
+
+
+def test_an_index_that_disagrees_with_the_tars_is_found(copy: Path) -> None:
+    index = np.load(copy / INDEX_FILE)
+    index[0]["label"] += 1
+    np.save(copy / INDEX_FILE, index)
+    assert {ProblemKind.CHECKSUM, ProblemKind.INDEX, ProblemKind.COUNTS} <= kinds(copy)
+    index[0]["label"] -= 1
+    index[3]["offset"] += 512
+    np.save(copy / INDEX_FILE, index)
+    assert {ProblemKind.CHECKSUM, ProblemKind.SAMPLE, ProblemKind.INDEX} <= kinds(copy)
+    (copy / INDEX_FILE).unlink()
+    assert kinds(copy) == {ProblemKind.MISSING}
+
+
+def change_idx(copy: Path) -> None:
+    path = last_shard(copy).with_suffix(".idx")
+    path.write_text(path.read_text().replace("jpg 512", "jpg 1024"))
+
+
+def drop_idx(copy: Path) -> None:
+    last_shard(copy).with_suffix(".idx").unlink()
+
+
+def change_samples(copy: Path) -> None:
+    table = pq.read_table(copy / "samples.parquet")
+    pq.write_table(table.set_column(5, "width", table.column("height")), copy / "samples.parquet")
+
+
+def shorten_samples(copy: Path) -> None:
+    pq.write_table(pq.read_table(copy / "samples.parquet").slice(1), copy / "samples.parquet")
+
+
+def change_rejects(copy: Path) -> None:
+    pq.write_table(pq.read_table(copy / "rejects.parquet").slice(1), copy / "rejects.parquet")
+
+
+def drop_rejects(copy: Path) -> None:
+    (copy / "rejects.parquet").unlink()
+
+
+def garble_samples(copy: Path) -> None:
+    (copy / "samples.parquet").write_bytes(b"PAR1 not")
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (change_idx, ProblemKind.INDEX),
+        (drop_idx, ProblemKind.MISSING),
+        (change_samples, ProblemKind.INDEX),
+        (shorten_samples, ProblemKind.UNREADABLE),
+        (garble_samples, ProblemKind.UNREADABLE),
+        (change_rejects, ProblemKind.COUNTS),
+        (drop_rejects, ProblemKind.MISSING),
+    ],
+)
+def test_damage_beside_the_tars_is_found(copy: Path, damage: Callable[[Path], None], kind: ProblemKind) -> None:
+    damage(copy)
+    assert kinds(copy) == {kind}
+
+
+def test_file_checksum_is_of_the_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 5_000_000)
+    (tmp_path / "b").write_bytes(b"x" * 4_999_999 + b"y")
+    assert file_checksum(tmp_path / "a") != file_checksum(tmp_path / "b")
