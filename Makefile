@@ -1,0 +1,51 @@
+# make setup   a virtual environment with everything pinned
+# make demo    a small web-like data set, packed, trained plain and gated, evaluated, reported
+# make test    all tests
+# make check   everything a reviewer would look at: style, types, walls between rooms, tests
+# make clean   what the others made
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+# Tests and the demo use one thread per process where they start several.
+export PYTHONUNBUFFERED := 1
+
+.PHONY: setup demo test check lint types walls test-stock-pillow clean
+
+setup: $(VENV)/.ready
+	@sh tools/setup_pillow_simd.sh $(VENV)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wv-toolkit needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "the venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt 'setuptools>=77' wheel
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python tools/demo.py $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+# One environment holds one PIL: where Pillow-SIMD is in, the tests of images run once more on stock Pillow.
+test-stock-pillow: setup
+	@sh tools/test_stock_pillow.sh $(VENV)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+walls: setup
+	$(BIN)/lint-imports
+
+check: lint types walls test-stock-pillow test
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
