@@ -1,0 +1,253 @@
+"""What a report knows of a run: its facts, metrics, evaluation, ledger, and its suspects judged against a known truth.
+
+Reads files and computes numbers; it formats nothing. A suspect is a sample whose label the model believed little: the
+label's confidence, averaged over visits, is low.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wv_shards import Dataset, NotADatasetError, Overlay
+from wv_train.errors import TrainError
+from wv_train.run_directory import RunDirectory
+
+SUSPECT_COUNTS = (50, 100, 200)
+TOP_FRACTION = 0.1
+"""Suspects are judged at these numbers of them, and at this share of all samples seen."""
+UNKNOWN = -2
+"""True label of a sample that the truth does not name; −1 is an image of no class."""
+
+
+class ReportError(TrainError):
+    """A run, a truth or an output that a report can't be made of; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunData:
+    """One run, read."""
+
+    path: Path
+    name: str
+    """How the page calls it: its folder, with as much of the path as tells it from the others."""
+    info: dict[str, Any]
+    """`run.json`."""
+    train: list[dict[str, Any]]
+    val: list[dict[str, Any]]
+    phases: tuple[tuple[str, float, float], ...]
+    """(name, first step, last step) of each phase that began; the last may still be running."""
+    evaluation: dict[str, Any] | None
+    """`eval.json`, if `wv-eval` has been run."""
+    ledger: NDArray[Any] | None
+    """(N,) of `LEDGER_DTYPE`, if a checkpoint has been written."""
+    shards: Path
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.info["classes"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """What is known of every sample of a data set, (N,) each."""
+
+    true_labels: NDArray[np.int64]
+    kinds: list[str]
+    """`clean`, `swapped`, …; "" where the truth has no such column or does not name the sample."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """The suspects against the truth. Fractions are of samples that were seen and that the truth names."""
+
+    known: int
+    wrong: int
+    """Samples whose label is not their true label."""
+    base_rate: float
+    """wrong / known: the precision of suspects drawn by lot."""
+    suspects_precision: dict[str, float]
+    """Share of really wrong labels among the first "50", "100", … and "10%" suspects, as far as there are so many."""
+    auroc: float | None
+    """Chance that a wrong label has a lower confidence than a right one, ties counted half; None if one is missing."""
+    memorised_fraction: float | None
+    """Share of the wrong labels that the model predicted at its last visit; None without wrong labels."""
+
+
+def load_run(path: Path, name: str, shards: Path | None) -> RunData:
+    """Read a run's folder; `shards` instead of the folder that the run names.
+
+    Raises TrainError or ShardsError: no run there, unreadable files, a ledger of another data set.
+    """
+    folder = RunDirectory(path)
+    info = folder.read_info()
+    missing = [
+        k for k in ("classes", "class_counts", "manifest_digest", "shards", "exposures", "recipe") if k not in info
+    ]
+    if missing:
+        raise ReportError(
+            f"{folder.run_json}: expected the key {missing[0]!r}, found none; was it written by wv-train?"
+        )
+    rows = _read_metrics(folder.metrics)
+    train = [row for row in rows if row.get("kind") == "train"]
+    try:
+        ledger = Overlay.load(folder.ledger, manifest_digest=info["manifest_digest"], kind="ledger").array
+    except NotADatasetError:
+        ledger = None
+    return RunData(
+        path=path,
+        name=name,
+        info=info,
+        train=train,
+        val=[row for row in rows if row.get("kind") == "val"],
+        phases=_phases(rows),
+        evaluation=_read_json(folder.eval_json),
+        ledger=ledger,
+        shards=shards or Path(info["shards"]),
+    )
+
+
+def open_shards(run: RunData) -> Dataset:
+    """The shards that the run was trained on.
+
+    Raises ShardsError where there are none, ReportError where they are others.
+    """
+    try:
+        dataset = Dataset.open(run.shards)
+    except NotADatasetError as error:
+        raise ReportError(f"{run.path}: its shards are not at {run.shards}; name their place with --shards") from error
+    if dataset.manifest.digest != run.info["manifest_digest"]:
+        dataset.close()
+        raise ReportError(
+            f"{run.path}: trained on data set {run.info['manifest_digest'][:12]}…, {run.shards} holds "
+            f"{dataset.manifest.digest[:12]}…; name the run's own with --shards"
+        )
+    return dataset
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as make all differ."""
+    parts = [path.resolve().parts for path in paths]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def rank_suspects(ledger: NDArray[Any]) -> NDArray[np.int64]:
+    """Ordinals of the samples seen, the least believed label first."""
+    seen = np.flatnonzero(ledger["seen"] > 0)
+    return seen[np.argsort(ledger["label_conf_mean"][seen], kind="stable")]
+
+
+def load_truth(path: Path, sample_paths: Sequence[str], labels: NDArray[np.int64]) -> Truth:
+    """Join a truth table (columns path, label, true_label and perhaps kind) to the samples by their path.
+
+    Raises ReportError: no such table, other columns, labels that are not these samples'.
+    """
+    known: dict[str, tuple[int, int, str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                known[row["path"]] = (int(row["label"]), int(row["true_label"]), row.get("kind") or "")
+    except OSError as error:
+        raise ReportError(f"{path}: expected a table with the truth: {error.strerror}") from error
+    except KeyError as error:
+        raise ReportError(f"{path}: expected the columns path, label, true_label; found no {error.args[0]}") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ReportError(f"{path}: expected whole numbers as label and true_label ({error})") from error
+    true_labels = np.full(len(labels), UNKNOWN, dtype=np.int64)
+    kinds = [""] * len(labels)
+    for ordinal, sample_path in enumerate(sample_paths):
+        if sample_path in known:
+            label, true_labels[ordinal], kinds[ordinal] = known[sample_path]
+            if label != labels[ordinal]:
+                raise ReportError(
+                    f"{path}: gives {sample_path} the label {label}, the shards {labels[ordinal]}; "
+                    "is it another data set's?"
+                )
+    if len(labels) and (true_labels == UNKNOWN).all():
+        raise ReportError(f"{path}: names none of the {len(labels):,} samples' paths; is it another data set's?")
+    return Truth(true_labels=true_labels, kinds=kinds)
+
+
+def judge(ledger: NDArray[Any], labels: NDArray[np.int64], truth: Truth) -> Judgement:
+    """Compare the ledger's suspects with the truth. Arrays are (N,)."""
+    ranked = rank_suspects(ledger)
+    ranked = ranked[truth.true_labels[ranked] != UNKNOWN]
+    wrong = labels[ranked] != truth.true_labels[ranked]
+    counts = {str(count): count for count in SUSPECT_COUNTS} | {
+        f"{TOP_FRACTION:.0%}": round(TOP_FRACTION * ranked.size)
+    }
+    memorised = ledger["prediction"][ranked] == labels[ranked]
+    return Judgement(
+        known=int(ranked.size),
+        wrong=int(wrong.sum()),
+        base_rate=float(wrong.mean()) if ranked.size else 0.0,
+        suspects_precision={
+            name: float(wrong[:count].mean()) for name, count in counts.items() if 0 < count <= ranked.size
+        },
+        auroc=_auroc(ledger["label_conf_mean"][ranked], wrong),
+        memorised_fraction=float(memorised[wrong].mean()) if wrong.any() else None,
+    )
+
+
+def _auroc(confidence: NDArray[np.float32], wrong: NDArray[np.bool_]) -> float | None:
+    """Mann and Whitney's U of "wrong is lower", as a share of all pairs."""
+    pairs = int(wrong.sum()) * int((~wrong).sum())
+    if not pairs:
+        return None
+    _, place, count = np.unique(confidence, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(count) - (count - 1) / 2  # of equal values, from 1
+    ranks_of_right = mean_rank[place][~wrong].sum()
+    right = int((~wrong).sum())
+    return float((ranks_of_right - right * (right + 1) / 2) / pairs)
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows; a last line that was cut off by a kill is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: cannot be read") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ReportError(f"{path}, line {number}: expected a JSON object, found {line[:40]!r}") from error
+        if not isinstance(row, dict):
+            raise ReportError(f"{path}, line {number}: expected a JSON object, found {line[:40]!r}")
+        rows.append(row)
+    return rows
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: cannot be read; run wv-eval again") from error
+    return document if isinstance(document, dict) else None
+
+
+def _phases(rows: list[dict[str, Any]]) -> tuple[tuple[str, float, float], ...]:
+    """A phase begins at its first row or event and ends where the next begins, or at the last step known."""
+    spans: list[tuple[str, float, float]] = []
+    for row in rows:
+        if "phase" not in row or "step" not in row:
+            continue
+        name, step = str(row["phase"]), float(row["step"])
+        if spans and spans[-1][0] == name:
+            spans[-1] = (name, spans[-1][1], max(spans[-1][2], step))
+        else:
+            spans.append((name, spans[-1][2] if spans else 0.0, step))
+    return tuple(spans)
