@@ -37,6 +37,13 @@ _RICH_CLASS = 50
 _FLICKR_SHARE = 0.6
 _ODD_EVERY = 60  # one sound file in so many is not a plain JPEG
 _NAME_LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
+_LATIN = {
+    "plain": "planus", "striped": "striatus", "dotted": "punctatus", "chequered": "tessellatus",
+    "disc": "Discus", "ring": "Anulus", "crescent": "Luna", "heart": "Cor",
+    "drop": "Gutta", "flower": "Flos", "gear": "Rota", "star": "Stella",
+    "cross": "Crux", "square": "Quadrum", "hexagon": "Hexagonum", "triangle": "Triangulum",
+    "arrow": "Sagitta", "bolt": "Fulmen", "hourglass": "Clepsydra", "key": "Clavis",
+}  # fmt: skip
 _NO_CLASS = -1
 _PLAN, _TRAIN, _VAL, _COPY, _CROP = range(5)  # streams of randomness
 
@@ -211,8 +218,7 @@ def _write_info(info: Path, options: SampleDataOptions, rows: list[_Row], val_li
 def _synset(label: int) -> str:
     """An invented WordNet id and name, such as `n90000002 striped ring, Anulus striatus`."""
     outline, pattern, _ = class_look(label)
-    latin = {"plain": "planus", "striped": "striatus", "dotted": "punctatus", "chequered": "tessellatus"}[pattern]
-    return f"n{90000001 + label} {pattern} {outline}, {outline.capitalize()}us {latin}"
+    return f"n{90000001 + label} {pattern} {outline}, {_LATIN[outline]} {_LATIN[pattern]}"
 
 
 def _write_truth(directory: Path, rows: list[_Row]) -> None:

@@ -29,7 +29,7 @@ from wv_train.report_data import (
     open_shards,
     rank_suspects,
 )
-from wv_train.report_page import RunReport, Suspect, render_page
+from wv_train.report_page import RunReport, Suspect, render_page, short_name
 
 GALLERY_IMAGES = 60
 THUMBNAIL_PX = 160
@@ -121,7 +121,7 @@ def _verdict(run: RunData, label: int, true_label: int) -> str:
         return ""
     if true_label == label:
         return "label is right"
-    return "shows no class" if true_label < 0 else f"is {_class_name(run, true_label)}"
+    return "shows no class" if true_label < 0 else f"shows {short_name(_class_name(run, true_label))}"
 
 
 def _thumbnail(dataset: Dataset, ordinal: int) -> bytes | None:

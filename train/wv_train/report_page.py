@@ -5,6 +5,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +142,6 @@ def _measures(report: RunReport) -> list[tuple[str, str, float | None]]:
         ("steps", _count(last_train.get("step")), None),
         ("images/s, median", _count(float(np.median(rates)) if rates else None), None),
         ("parameters", _count(run.info.get("parameters")), None),
-        ("samples", _count(report.samples), None),
     ]
 
 
@@ -190,9 +190,12 @@ def _classes(runs: Sequence[RunData]) -> str:
     charts = []
     for run in runs:
         counts = np.array(run.info["class_counts"], dtype=np.float64)
+        phases_of: dict[tuple[float, ...], list[str]] = {}  # phases that show alike share a line
+        for phase, shows in run.info["exposures"].items():
+            phases_of.setdefault(tuple(shows), []).append(phase)
         shown = [
-            (f"shown an epoch, {phase}", np.array(shows, dtype=np.float64))
-            for phase, shows in run.info["exposures"].items()
+            (f"shown an epoch: {', '.join(phases)}", np.array(shows, dtype=np.float64))
+            for shows, phases in phases_of.items()
         ]
         title = "Images per class" if len(runs) == 1 else f"Images per class, {run.name}"
         charts.append(class_chart(title, run.classes, counts, shown))
@@ -222,7 +225,7 @@ def _evaluation(runs: Sequence[RunData]) -> str:
         ["class", "training images", "samples"],
         heads,
         [[(row["class_id"], row) for row in evaluation.get("per_class", [])] for _, _, evaluation in evaluated],
-        lambda row: [row["name"], _count(train_counts.get(row["class_id"])), _count(row["samples"])],
+        lambda row: [short_name(row["name"]), _count(train_counts.get(row["class_id"])), _count(row["samples"])],
     )
     return (
         "<h2>Evaluation</h2>"
@@ -306,8 +309,8 @@ def _card(suspect: Suspect) -> str:
         badge = f'<span class="badge {"wrong" if suspect.wrong else "right"}">{_e(suspect.truth)}</span>'
     return (
         f'<div class="card suspect" title="{_e(suspect.path)}">{picture}'
-        f'<div class="labels"><b>{_e(suspect.label)}</b><br>'
-        f'<span class="quiet">model: {_e(suspect.prediction)}</span></div>'
+        f'<div class="labels"><b>{_e(short_name(suspect.label))}</b><br>'
+        f'<span class="quiet">model: {_e(short_name(suspect.prediction))}</span></div>'
         f'<div>{suspect.confidence:.3f} <span class="quiet">over {suspect.visits:,} visits</span></div>'
         f'{badge}<div class="mono">{_e(suspect.key)}</div></div>'
     )
@@ -338,6 +341,11 @@ def _facts(runs: Sequence[RunData]) -> str:
 
 def _e(text: object) -> str:
     return html.escape(str(text))
+
+
+def short_name(class_name: str) -> str:
+    """Without WordNet's id: `n01440764 tench, Tinca tinca` is tench, Tinca tinca."""
+    return re.sub(r"^n\d{8} ", "", class_name)
 
 
 def _tile(value: str, label: str) -> str:

@@ -30,10 +30,10 @@ code, .mono { font: 12.5px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, m
 .card, figure.chart {
   background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px; margin: 0;
 }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 12px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 12px 0; }
 .tile b { display: block; font-size: 22px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--quiet); font-size: 12.5px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); gap: 14px; }
 figure.chart { position: relative; min-width: 0; }
 figcaption { font-weight: 600; font-size: 14px; margin-bottom: 6px; }
 figure.chart > svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -68,7 +68,7 @@ svg .cursor { stroke: var(--quiet); stroke-width: 1; }
 }
 .scroll { overflow: auto; max-height: 460px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th, td { padding: 5px 8px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 11ch; }
 th { color: var(--quiet); font-weight: 600; position: sticky; top: 0; background: var(--card); }
 tr:last-child td { border-bottom: 0; }
@@ -77,7 +77,7 @@ table.sortable th[aria-sort="ascending"]::after { content: " \\2191"; }
 table.sortable th[aria-sort="descending"]::after { content: " \\2193"; }
 td.best { font-weight: 700; }
 .meter {
-  display: inline-block; width: 70px; height: 7px; border-radius: 4px; background: var(--rule); margin-left: 8px;
+  display: inline-block; width: 48px; height: 7px; border-radius: 4px; background: var(--rule); margin-left: 8px;
 }
 .meter i { display: block; height: 100%; border-radius: 4px; background: var(--c0); }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; background: var(--c); margin-right: 7px; }
