@@ -278,7 +278,6 @@ def codecs() -> dict[str, str]:
         "decoder": f"{pillow_name()} ({listed})",
         "encoder": f"{pillow_name()} ({jpeg_library})",
         "tables": f"pyarrow {version('pyarrow')}",
-        "arrays": f"numpy {np.lib.NumpyVersion(np.__version__).version}",
     }
 
 

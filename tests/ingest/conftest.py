@@ -1,0 +1,138 @@
+"""Drawn sources for ingest, and the command line as a real process."""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wv_ingest.build import BuildOptions, BuildResult, build
+from wv_ingest.check import CheckOptions
+from wv_ingest.progress import Progress
+from wv_ingest.sources import SourceOptions
+
+Draw = Callable[..., bytes]
+
+
+def encode(seed: int, width: int = 24, height: int = 20, file_format: str = "JPEG", **options: object) -> bytes:
+    """A small picture of coarse random colours as a file of the given format."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+    picture.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session", name="encode")
+def encode_fixture() -> Draw:
+    return encode
+
+
+def draw_webvision(root: Path, class_sizes: Sequence[int], *, val_per_class: int = 2, digits: int = 4) -> Path:
+    """A tree in WebVision's layout: class c has class_sizes[c] images, of which every tenth file is broken."""
+    lists: dict[str, list[str]] = {"google": [], "flickr": []}
+    number = 0
+    for label, size in enumerate(class_sizes):
+        for i in range(size):
+            source = ("google", "flickr")[i % 2]
+            path = f"{source}/q{label + 1:0{digits}d}/img{i:04d}.jpg"
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            data = encode(number)
+            if number % 10 == 9:
+                data = (b"", b"no image at all", data[: len(data) // 2])[number // 10 % 3]
+            (root / path).write_bytes(data)
+            lists[source].append(f"{path} {label}")
+            number += 1
+    (root / "info").mkdir(parents=True, exist_ok=True)
+    for source, lines in lists.items():
+        (root / "info" / f"train_filelist_{source}.txt").write_text("".join(line + "\n" for line in lines))
+    synsets = [f"n{10_000 + label:08d} thing {label}, entity {label}" for label in range(len(class_sizes))]
+    (root / "info" / "synsets.txt").write_text("".join(line + "\n" for line in synsets))
+    (root / "val_images_256").mkdir()
+    val = [(f"val{i:06d}.jpg", i % len(class_sizes)) for i in range(val_per_class * len(class_sizes))]
+    for i, (name, _) in enumerate(val):
+        (root / "val_images_256" / name).write_bytes(encode(1_000_000 + i))
+    (root / "info" / "val_filelist.txt").write_text("".join(f"{name} {label}\n" for name, label in val))
+    return root
+
+
+@pytest.fixture(scope="session", name="draw_webvision")
+def draw_webvision_fixture() -> Callable[..., Path]:
+    return draw_webvision
+
+
+@pytest.fixture(scope="session")
+def webvision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only by agreement: 5 classes of 4 … 150 rows, one class without any, a tenth of the files broken."""
+    return draw_webvision(tmp_path_factory.mktemp("webvision") / "raw", [150, 70, 31, 0, 9, 4])
+
+
+def write_list(path: Path, rows: Sequence[Sequence[object]], header: Sequence[str] = ("path", "label")) -> Path:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture(scope="session", name="write_list")
+def write_list_fixture() -> Callable[..., Path]:
+    return write_list
+
+
+@pytest.fixture
+def build_small() -> Callable[..., BuildResult]:
+    """Build with one worker and small images, in this process."""
+
+    def run(source: Path, out: Path, *, size_px: int = 16, workers: int = 1, **options: object) -> BuildResult:
+        source_options = {name: options.pop(name) for name in SourceOptions.__slots__ if name in options}
+        given: dict[str, object] = {"max_reject_fraction": 0.5, **options}
+        chosen = BuildOptions(
+            check=CheckOptions(size_px=size_px), source=SourceOptions(**source_options), workers=workers, **given
+        )
+        with Progress(io.StringIO()) as progress:
+            return build(source, out, chosen, progress)
+
+    return run
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "wv_ingest.cli", *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def start_ingest() -> Callable[..., subprocess.Popen[str]]:
+    """`wv-ingest` as a process of its own."""
+
+    def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command(*arguments), stdout=pipe, stderr=pipe, text=True, env=environment, **options)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def ingest(start_ingest: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `wv-ingest` to its end."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        with start_ingest(*arguments, **options) as process:
+            out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="session", name="folder_bytes")
+def folder_bytes_fixture() -> Callable[[Path], dict[str, bytes]]:
+    """Every file below a folder, by its relative name."""
+    return folder_bytes

@@ -1,0 +1,273 @@
+"""Bytes in, image or reason out."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageFile, ImageOps
+
+from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_image
+
+Draw = Callable[..., bytes]
+KEEP = CheckOptions(size_px=0)
+
+
+def save(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def decoded(result: Accepted | Rejected) -> np.ndarray:
+    """(H, W, 3) of what is stored."""
+    assert isinstance(result, Accepted), result
+    with Image.open(io.BytesIO(result.data)) as image:
+        assert image.format == "JPEG"
+        assert (result.width, result.height) == image.size
+        return np.asarray(image.convert("RGB"))
+
+
+def gradient(width: int = 64, height: int = 48) -> Image.Image:
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = [columns * 255 // width, rows * 255 // height, (rows + columns) * 255 // (width + height)]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size_px", [0, 64, 256])
+def test_every_torture_file_comes_out_as_expected(test_data: Path, size_px: int) -> None:
+    with open(test_data / "torture" / "expected.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 89
+    wrong = []
+    for row in rows:
+        result = check_image(
+            (test_data / "torture" / "files" / row["file"]).read_bytes(), CheckOptions(size_px=size_px)
+        )
+        if isinstance(result, Rejected):
+            if row["expect"] == "ok":
+                wrong.append((row["file"], result))
+            continue
+        pixels = decoded(result)
+        size = int(row["width"] or 0), int(row["height"] or 0)
+        if size_px == 0 and row["width"] and (result.width, result.height) != size:
+            wrong.append((row["file"], result.width, result.height))
+        if row["expect"] == "reject" or (row["file"] == "grey_png_16_bit.png" and pixels.std() < 10):
+            wrong.append((row["file"], "accepted"))
+    assert not wrong
+
+
+def test_a_sound_jpeg_keeps_its_coded_data_bit_for_bit(encode: Draw) -> None:
+    data = encode(1, 100, 60)
+    for options in (KEEP, CheckOptions(size_px=60), CheckOptions(size_px=256)):
+        result = check_image(data, options)
+        assert isinstance(result, Accepted)
+        assert result.kept
+        assert result.data == data
+
+
+def test_a_grey_jpeg_keeps_its_coded_data() -> None:
+    data = save(gradient().convert("L"), "JPEG")
+    result = check_image(data, KEEP)
+    assert isinstance(result, Accepted)
+    assert result.data == data
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("size_px", [0, 24])
+def test_orientation_is_applied(orientation: int, file_format: str, size_px: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(gradient(), file_format, exif=exif, **({"quality": 95} if file_format != "TIFF" else {}))
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    wanted = upright.resize((upright.width // 2, upright.height // 2)) if size_px else upright
+    result = check_image(data, CheckOptions(size_px=size_px, quality=95))
+    assert np.abs(decoded(result).astype(int) - np.asarray(wanted)).mean() < 4
+    assert isinstance(result, Accepted)
+    assert result.kept == (file_format == "JPEG" and orientation == 1 and size_px == 0)
+
+
+@pytest.mark.parametrize("side", [(640, 200), (200, 640), (333, 334), (64, 64), (30, 900)])
+def test_the_shorter_side_becomes_the_size_and_nothing_is_enlarged(side: tuple[int, int]) -> None:
+    result = check_image(save(gradient(*side), "PNG"), CheckOptions(size_px=64))
+    assert isinstance(result, Accepted)
+    assert min(result.width, result.height) == min(64, *side)
+    factor = min(1.0, 64 / min(side))
+    assert abs(result.width - side[0] * factor) <= 0.5
+    assert abs(result.height - side[1] * factor) <= 0.5
+
+
+def test_a_large_jpeg_decoded_at_a_fraction_looks_like_one_decoded_whole() -> None:
+    """Decoding at 1/2 and then reducing stays above 40 dB of PSNR of decoding whole and reducing."""
+    noisy = gradient(1200, 900).effect_spread(5)
+    data = save(noisy, "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        whole = image.resize((267, 200), Image.Resampling.BICUBIC)
+    by_check = decoded(check_image(data, CheckOptions(size_px=200, quality=100)))
+    reference = decoded(check_image(save(whole, "PNG"), CheckOptions(size_px=0, quality=100)))
+    error = np.mean((by_check.astype(float) - reference.astype(float)) ** 2)
+    assert 10 * np.log10(255**2 / error) > 40
+
+
+def test_transparency_lies_on_white() -> None:
+    clear = Image.new("RGBA", (32, 32), (200, 0, 0, 0))
+    clear.paste((0, 0, 200, 255), (0, 0, 16, 32))
+    palette = clear.convert("RGB").quantize(4)
+    transparent_index = palette.getpixel((31, 31))
+    for data in (
+        save(clear, "PNG"),
+        save(clear, "WEBP", lossless=True),
+        save(clear.convert("LA"), "PNG"),
+        save(palette, "GIF", transparency=transparent_index),
+        save(palette, "PNG", transparency=transparent_index),
+    ):
+        pixels = decoded(check_image(data, KEEP))
+        assert pixels[:, 24:].min() > 240
+        assert pixels[:, :8].mean() < 120
+
+
+def test_other_pixel_formats_become_rgb() -> None:
+    picture = gradient()
+    grey16 = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    for data, tolerance in (
+        (save(picture.convert("CMYK"), "JPEG", quality=95), 6),
+        (save(picture.convert("CMYK"), "TIFF"), 6),
+        (save(picture.quantize(256), "PNG"), 8),
+        (save(picture, "BMP"), 4),
+        (save(picture, "PPM"), 4),
+        (save(picture, "JPEG2000"), 4),
+        (save(picture, "AVIF", quality=90), 6),
+    ):
+        assert np.abs(decoded(check_image(data, KEEP)).astype(int) - np.asarray(picture)).mean() < tolerance
+    for data in (save(grey16, "PNG"), save(grey16, "TIFF"), save(grey16, "PPM"), save(picture.convert("L"), "PNG")):
+        grey = np.asarray(picture.convert("L").convert("RGB"))
+        assert np.abs(decoded(check_image(data, KEEP)).astype(int) - grey).mean() < 4
+    assert set(
+        np.unique(decoded(check_image(save(picture.convert("1"), "PNG"), CheckOptions(size_px=0, quality=100))))
+    ) > {
+        0,
+        255,
+    }
+
+
+def test_a_colour_profile_is_followed_and_srgb_is_left_alone(test_data: Path) -> None:
+    """Photos with Adobe RGB are converted, those with sRGB keep their coded data; neither keeps the profile."""
+    converted = kept = 0
+    for path in sorted((test_data / "photos").iterdir()):
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            icc = image.info.get("icc_profile")
+            if not icc or image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:
+                continue
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            name = profile.profile.profile_description or ""
+            if "Adobe RGB" in name:
+                reference = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"))
+                result = check_image(data, CheckOptions(size_px=0, quality=95))
+                assert not result.kept
+                assert np.abs(decoded(result).astype(int) - np.asarray(reference)).mean() < 3
+                converted += 1
+            elif "sRGB" in name:
+                result = check_image(data, KEEP)
+                assert result.kept
+                kept += 1
+            else:
+                continue
+            assert b"ICC_PROFILE" not in result.data
+    assert converted
+    assert kept
+
+
+def test_a_broken_profile_or_one_of_another_colour_space_is_ignored(encode: Draw) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for data in (
+        save(gradient(), "JPEG", icc_profile=b"no profile at all"),
+        save(gradient().convert("L"), "JPEG", icc_profile=srgb),
+    ):
+        result = check_image(data, KEEP)
+        assert isinstance(result, Accepted)
+        assert result.kept
+
+
+def test_no_metadata_survives_reencoding() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "SECRET"
+    data = save(gradient(), "JPEG", exif=exif, comment=b"SECRET", dpi=(72, 72))
+    result = check_image(data, KEEP)
+    assert isinstance(result, Accepted)
+    assert not result.kept
+    assert b"SECRET" not in result.data
+    assert b"Exif" not in result.data
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        (lambda d: d[:0], {}, Reason.EMPTY),
+        (lambda d: d, {"max_bytes": 100}, Reason.TOO_MANY_BYTES),
+        (lambda d: b"<html>" + d, {}, Reason.NOT_AN_IMAGE),
+        (lambda d: b"8BPS" + d, {}, Reason.UNSUPPORTED_FORMAT),
+        (lambda d: b"\0\0\0\x18ftypheic" + d, {}, Reason.UNSUPPORTED_FORMAT),
+        (lambda d: d[:30], {}, Reason.BAD_HEADER),
+        (lambda d: d, {"min_side_px": 61}, Reason.TOO_SMALL),
+        (lambda d: d, {"max_side_px": 99}, Reason.TOO_LARGE),
+        (lambda d: d, {"max_pixels": 5999}, Reason.TOO_LARGE),
+        (lambda d: d, {"max_pixels": 100}, Reason.TOO_LARGE),
+        (lambda d: d[:-20], {}, Reason.TRUNCATED),
+        (lambda d: d.replace(b"\xff\xdb", b"\xff\xfe"), {}, Reason.UNDECODABLE),
+    ],
+)
+def test_a_reject_says_why(
+    encode: Draw, change: Callable[[bytes], bytes], options: dict[str, int], reason: Reason
+) -> None:
+    result = check_image(change(encode(1, 100, 60)), CheckOptions(**options))
+    assert isinstance(result, Rejected)
+    assert result.reason is reason
+    assert len(result.detail) < 60
+
+
+def test_floating_point_images_are_rejected() -> None:
+    result = check_image(save(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"), KEEP)
+    assert isinstance(result, Rejected)
+    assert result.reason is Reason.UNSUPPORTED_PIXELS
+
+
+def test_a_png_with_one_flipped_bit_is_rejected() -> None:
+    data = bytearray(save(gradient(), "PNG", compress_level=0))
+    data[data.index(b"IDAT") + 100] ^= 1
+    result = check_image(bytes(data), KEEP)
+    assert isinstance(result, Rejected)
+
+
+@given(
+    at=st.integers(0, 3000),
+    flip=st.integers(1, 255),
+    cut=st.integers(0, 3000),
+    kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]),
+)
+def test_no_damage_makes_the_check_raise(encode: Draw, at: int, flip: int, cut: int, kind: str) -> None:
+    data = bytearray(encode(2, file_format=kind))
+    data[at % len(data)] ^= flip
+    for damaged in (bytes(data), bytes(data[: cut % len(data)])):
+        result = check_image(damaged, CheckOptions(size_px=16))
+        if isinstance(result, Accepted):
+            assert decoded(result).shape == (result.height, result.width, 3)
+
+
+def test_truncated_images_are_never_tolerated() -> None:
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"size_px": -1}, {"quality": 0}, {"quality": 101}, {"min_side_px": 0}, {"max_side_px": 70_000}, {"max_bytes": 0}],
+)
+def test_impossible_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        CheckOptions(**options)
