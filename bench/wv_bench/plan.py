@@ -82,9 +82,7 @@ def _print(result: dict[str, object], balance: float, epochs: int) -> None:
     rows = sorted(classes, key=lambda row: -row["samples"])
     if len(rows) > _CLASSES_SHOWN:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, _CLASSES_SHOWN).astype(int)]
-    table = Table(
-        title=f"shows of a class in an epoch at τ={balance}, mean of {epochs} epochs; {len(rows)} of {len(classes)} classes"
-    )
+    table = Table(title=f"shows of a class in an epoch at τ={balance}, mean of {epochs} epochs")
     for heading in ("class", "samples", "target", "achieved", "achieved / target"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for row in rows:

@@ -32,7 +32,7 @@ def make_model(name: str, classes: int) -> nn.Module:
     """
     if name in SMALL_MODELS:
         channels, norm = SMALL_MODELS[name]
-        return SmallResNet(classes, channels, norm=norm)
+        return SmallResNet(classes, channels, norm)
     if not timm.is_model(name):
         known = [*SMALL_MODELS, *timm.list_models()]
         hint = close_matches(name, known) or f"; small models here: {', '.join(SMALL_MODELS)}"

@@ -158,7 +158,7 @@ def load_truth(path: Path, sample_paths: Sequence[str], labels: NDArray[np.int64
     except OSError as error:
         raise ReportError(f"{path}: expected a table with the truth: {error.strerror}") from error
     except KeyError as error:
-        raise ReportError(f"{path}: expected the columns path, label, true_label; found no {error.args[0]}") from error
+        raise ReportError(f"{path}: expected the columns path, label, true_label, found no {error.args[0]}") from error
     except (ValueError, TypeError, csv.Error) as error:
         raise ReportError(f"{path}: expected whole numbers as label and true_label ({error})") from error
     true_labels = np.full(len(labels), UNKNOWN, dtype=np.int64)

@@ -109,7 +109,7 @@ class TrainStep:
         images = here.normalized(self._mean, self._std)
         with torch.autocast(self.world.device.type, self._amp_dtype, enabled=self._amp_dtype is not None):
             logits = self._forward(images)
-        losses, weights, keep, rows = _judge(logits.float(), here, setting, label_sum, seen)
+        losses, weights, keep, rows = judge(logits.float(), here, setting, label_sum, seen)
 
         # (W, 1 + B/W, C): each rank's first row carries its signal.
         header = rows.new_zeros((1, rows.shape[1]))
@@ -163,10 +163,10 @@ class TrainStep:
         return StepResult(totals=totals, stop_signal=signal, finite=finite, ordinals=ordinals), kept_weight
 
 
-def _judge(
+def judge(
     logits: Tensor, batch: Batch, setting: StepSetting, label_sum: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses with gradient, weights, keep, each (B/W,), and the rows to gather, (B/W, C) float64."""
+    """Losses with gradient, weights, keep, each (B/W,), and the rows to gather, (B/W, C) float64, from logits (B/W, K)."""
     labels = batch.labels.clamp(min=0)  # padded slots have no label
     losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=setting.label_smoothing)
     probabilities = logits.detach().softmax(dim=1)  # (B/W, K)
