@@ -225,7 +225,7 @@ def _evaluation(runs: Sequence[RunData]) -> str:
         ["class", "training images", "samples"],
         heads,
         [[(row["class_id"], row) for row in evaluation.get("per_class", [])] for _, _, evaluation in evaluated],
-        lambda row: [short_name(row["name"]), _count(train_counts.get(row["class_id"])), _count(row["samples"])],
+        lambda row: [_without_id(row["name"]), _count(train_counts.get(row["class_id"])), _count(row["samples"])],
     )
     return (
         "<h2>Evaluation</h2>"
@@ -308,7 +308,7 @@ def _card(suspect: Suspect) -> str:
     if suspect.wrong is not None:
         badge = f'<span class="badge {"wrong" if suspect.wrong else "right"}">{_e(suspect.truth)}</span>'
     return (
-        f'<div class="card suspect" title="{_e(suspect.path)}">{picture}'
+        f'<div class="card suspect" title="{_e(f"{suspect.path}: {suspect.label}")}">{picture}'
         f'<div class="labels"><b>{_e(short_name(suspect.label))}</b><br>'
         f'<span class="quiet">model: {_e(short_name(suspect.prediction))}</span></div>'
         f'<div>{suspect.confidence:.3f} <span class="quiet">over {suspect.visits:,} visits</span></div>'
@@ -344,7 +344,11 @@ def _e(text: object) -> str:
 
 
 def short_name(class_name: str) -> str:
-    """Without WordNet's id: `n01440764 tench, Tinca tinca` is tench, Tinca tinca."""
+    """WordNet's id left out, and all synonyms but the first: `n01440764 tench, Tinca tinca` is tench."""
+    return _without_id(class_name).split(", ")[0]
+
+
+def _without_id(class_name: str) -> str:
     return re.sub(r"^n\d{8} ", "", class_name)
 
 
