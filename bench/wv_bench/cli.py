@@ -1,0 +1,46 @@
+"""`wv-bench`: every benchmark is a command in a file of its own, imported only when it is asked for.
+
+So a benchmark may need what is not installed without taking the others along.
+"""
+
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "ingest": ("wv_bench.ingest", "build-shards against a bare decode, resize, encode loop"),
+    "loader": ("wv_bench.loader", "the loader against other loaders and the bare decoder"),
+    "plan": ("wv_bench.plan", "the epoch plan: exposures, shuffling, time and memory"),
+}
+"""Command: module, which has it as `command`, and what it measures."""
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        try:
+            command = import_module(module).command
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"wv-bench {cmd_name} needs the package {error.name}, which is not installed"
+            ) from None
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure wv-toolkit: each command prints machine, versions and a ratio against its peer in the same run."""
+
+
+if __name__ == "__main__":
+    main()
