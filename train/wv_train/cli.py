@@ -1,7 +1,9 @@
 """`wv-train`: options in, a job out, and every mistake as one line."""
 
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -99,22 +101,26 @@ def command(
 
 def main() -> None:
     """Entry point: expected mistakes become one line, exit code 1, or 2 where the recipe or an option is wrong."""
+    rank = os.environ.get("RANK", "0")
+    name = "wv-train" if rank == "0" else f"wv-train (rank {rank})"
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
-        sys.stderr.write(f"wv-train: {error.format_message()}\n")
-        sys.exit(2)
+        _exit(2, f"{name}: {error.format_message()}" if rank == "0" else "")  # all ranks got the same options
     except RecipeError as error:
-        sys.stderr.write(f"wv-train: {error}\n")
-        sys.exit(2)
+        _exit(2, f"{name}: {error}" if rank == "0" else "")
     except (TrainError, LoaderError, ShardsError) as error:
-        sys.stderr.write(f"wv-train: {error}\n")
-        sys.exit(1)
+        _exit(1, f"{name}: {error}")
     except Stopped as stopped:
-        sys.exit(stopped.exit_code)
+        _exit(stopped.exit_code, "")
     except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("wv-train: interrupted\n")
-        sys.exit(130)
+        _exit(130, f"{name}: interrupted")
+
+
+def _exit(code: int, line: str) -> NoReturn:
+    if line:
+        sys.stderr.write(line + "\n")
+    sys.exit(code)
 
 
 def _recipe(name: str | None, overrides: tuple[str, ...], saved: dict[str, object] | None) -> Recipe:

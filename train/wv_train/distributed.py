@@ -32,9 +32,9 @@ class World:
         """(n, …) of each rank → (W, n, …) on every rank, by rank."""
         if self.size == 1:
             return rows.unsqueeze(0)
-        gathered = rows.new_empty((self.size, *rows.shape))
-        dist.all_gather_into_tensor(gathered.view(-1, *rows.shape[1:]), rows.contiguous())
-        return gathered
+        joined = rows.new_empty((self.size * rows.shape[0], *rows.shape[1:]))
+        dist.all_gather_single(joined, rows.contiguous())
+        return joined.view(self.size, *rows.shape)  # (W·n, …) → (W, n, …)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, on every rank; in place."""
@@ -50,6 +50,11 @@ class World:
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether an error says that another rank is gone: torch raises plain RuntimeErrors for gloo."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "NCCL" in str(error)
 
 
 @contextmanager

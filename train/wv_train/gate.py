@@ -7,16 +7,19 @@ After Sun et al., "Learning From Web data: learning all or learning good?", WebV
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wv_train.errors import FieldError
 
 ConfidenceKind = Literal["top1", "label", "label_average"]
+GateUnit = Literal["confidence", "share"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateSchedule:
-    """Threshold on a sample's confidence, lowered linearly (easy samples first)."""
+    """Threshold on a sample's confidence, or share of the batch to gate, lowered linearly (easy samples first)."""
 
     start: float
     """Threshold at the phase's first step, a probability in [0, 1)."""
@@ -41,9 +44,12 @@ class GateConfig:
     """A phase's gate, as a recipe says it."""
 
     start: float
-    """Threshold at the phase's first step, a probability in [0, 1)."""
+    """Threshold at the phase's first step, in [0, 1)."""
     end: float = 0.0
     """Threshold at the end; 0 learns from everything again."""
+    unit: GateUnit = "confidence"
+    """What the threshold is. `confidence`: a probability, samples below it are gated (Sun et al.). `share`: the
+    fraction of each global batch that is gated, the least confident first; it suits any model at any time of its training."""
     kind: ConfidenceKind = "label_average"
     """`top1`: the largest softmax (Sun et al.). `label`: the given label's. `label_average`: the given label's,
     averaged over all visits of the sample so far, the present one included (from the ledger)."""
@@ -71,6 +77,20 @@ def confidence(kind: ConfidenceKind, *, top1: Tensor, label: Tensor, label_sum: 
     if kind == "label":
         return label
     return (label_sum + label) / (seen + 1)
+
+
+def passes(
+    held: NDArray[np.float64], valid: NDArray[np.bool_], *, unit: GateUnit, threshold: float
+) -> NDArray[np.bool_]:
+    """Which samples of a *global* batch teach, (B,).
+
+    held: (B,) confidences. valid: (B,). With unit "share", of n valid samples the ⌊threshold · n⌋ least confident are
+    gated; those that tie with the least confident that passes pass too.
+    """
+    if unit == "share" and valid.any():
+        ranked = np.sort(held[valid])
+        threshold = float(ranked[int(threshold * len(ranked))])
+    return valid & (held >= threshold)
 
 
 def _check_thresholds(start: float, end: float) -> None:

@@ -21,8 +21,8 @@ from wv_loader import Loader
 from wv_shards import ShardsError, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader
-from wv_train.distributed import World, open_world
-from wv_train.errors import NonFiniteLossError, RecipeError
+from wv_train.distributed import World, lost_contact, open_world
+from wv_train.errors import NonFiniteLossError, RecipeError, TrainError
 from wv_train.models import check_model, make_model
 from wv_train.progress import RunLog, Screen
 from wv_train.recipe import Recipe, recipe_from_table
@@ -97,24 +97,32 @@ def run_job(job: Job) -> None:
         if log:
             screen.begin(sum(plan.steps for plan in plans), trainer.position.step)
         try:
-            trainer.train()
-            ending = f"done: {trainer.position.step:,} steps, {trainer.position.samples:,} samples; run in {job.out}"
-        except Stopped as stopped:
-            ending = f"{stopped} after step {trainer.position.step:,}, saved; resume with: {resume_command(job, world)}"
-            raise
-        except NonFiniteLossError as error:
-            ending = ""
-            if world.is_main:
-                _save_batch(run, job, error, trainer.position.step)
-            raise NonFiniteLossError(f"{error}; its samples: {run.nonfinite}", ordinals=error.ordinals) from error
-        except BaseException:
-            ending = ""
-            raise
+            _train(trainer, job, world, run, say)
         finally:
             if log:
                 log.close()
-            if ending:
-                say(ending)
+
+
+def _train(trainer: Trainer, job: Job, world: World, run: RunDirectory, say: Callable[[str], None]) -> None:
+    """Train, and say how it ended."""
+    try:
+        trainer.train()
+        say(f"done: {trainer.position.step:,} steps, {trainer.position.samples:,} samples; run in {job.out}")
+    except Stopped as stopped:
+        say(f"{stopped} after step {trainer.position.step:,}, saved; resume with: {resume_command(job, world)}")
+        raise
+    except NonFiniteLossError as error:
+        if world.is_main:
+            _save_batch(run, job, error, trainer.position.step)
+        raise NonFiniteLossError(f"{error}; its samples: {run.nonfinite}", ordinals=error.ordinals) from error
+    except RuntimeError as error:
+        if world.size == 1 or not lost_contact(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TrainError(
+            f"lost another rank at step {trainer.position.step:,} ({reason}); see that rank's own message, "
+            f"then resume with: {resume_command(job, world)}"
+        ) from error
 
 
 def prepare(job: Job, world: World) -> tuple[nn.Module, list[PhasePlan], Facts]:
@@ -131,8 +139,7 @@ def prepare(job: Job, world: World) -> tuple[nn.Module, list[PhasePlan], Facts]:
     torch.manual_seed(job.recipe.seed)
     classes = len(facts.classes)
     model = make_model(job.recipe.model, classes).to(world.device)
-    if world.device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)  # as the loader's images
     check_model(model, job.recipe.model, size_px=job.recipe.size_px, classes=classes, device=world.device)
     return model, plans, facts
 

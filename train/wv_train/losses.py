@@ -7,7 +7,6 @@ that the gradient does not depend on how many ranks share the batch (law 8). Gat
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,13 +39,12 @@ def class_weights(kind: ClassWeights, exposure: NDArray[np.float64]) -> NDArray[
     return weights.astype(np.float32)
 
 
-def gated_loss(losses: Tensor, weights: Tensor, keep: Tensor, *, denominator: float, world_size: int) -> Tensor:
+def gated_loss(losses: Tensor, weights: Tensor, *, denominator: float, world_size: int) -> Tensor:
     """This rank's share of the global batch's loss, a scalar to call `backward` on under DDP's averaging.
 
-    losses: (B/W,) cross-entropy with gradient. weights: (B/W,) ≥ 0, 0 where invalid. keep: (B/W,) bool.
-    denominator: global weight. Nothing kept, or a denominator of 0: an exact zero that still has a gradient (of zeros),
-    so that the rank takes part in the backward pass.
+    losses: (B/W,) cross-entropy with gradient. weights: (B/W,), 0 where gated or invalid. denominator: of the global
+    batch; 0 says that nothing is kept anywhere, which gives an exact zero that still has a gradient (of zeros), so that
+    every rank takes part in the backward pass.
     """
-    effective = torch.where(keep, weights, torch.zeros_like(weights))
     scale = world_size / denominator if denominator > 0 else 0.0
-    return (losses * (effective * scale)).sum()
+    return (losses * (weights * scale)).sum()

@@ -5,7 +5,6 @@ Does not load weights and does not train.
 
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -33,6 +32,8 @@ def make_model(name: str, classes: int) -> nn.Module:
     if name in SMALL_MODELS:
         channels, norm = SMALL_MODELS[name]
         return SmallResNet(classes, channels, norm)
+    import timm  # takes as long to load as torch; a small model starts without it
+
     if not timm.is_model(name):
         known = [*SMALL_MODELS, *timm.list_models()]
         hint = close_matches(name, known) or f"; small models here: {', '.join(SMALL_MODELS)}"

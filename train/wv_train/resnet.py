@@ -1,7 +1,7 @@
 """Small residual networks in CIFAR's style: 3×3 stem, three stages of one basic block, global average pooling.
 
-After He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2. Made for small images on a CPU: the
-first stage halves the image too, which trains 2.2 times as fast as a first stage at full size.
+After He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2. Made for small images on a CPU:
+the first stage halves the image too, which trains 2.2 times as fast as a first stage at full size.
 """
 
 from collections.abc import Callable

@@ -17,13 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from wv_loader import Batch
 from wv_shards import combine
 from wv_train.distributed import World
-from wv_train.gate import ConfidenceKind, confidence
+from wv_train.gate import GateConfig, confidence, passes
 from wv_train.ledger import Ledger
 from wv_train.losses import gated_loss
 from wv_train.models import normalization
 
-GATHERED = ("ordinal", "label_conf", "top1_conf", "prediction", "kept", "weight", "correct", "loss")
-"""Columns of a gathered row, float64 (exact for ordinals below 2^53). ordinal is −1 where the slot is invalid."""
+GATHERED = ("ordinal", "label_conf", "top1_conf", "prediction", "held", "weight", "correct", "loss")
+"""Columns of a gathered row, float64 (exact for ordinals below 2^53). ordinal is −1 where the slot is invalid; held is
+the confidence that the gate's threshold is held against."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +33,9 @@ class StepSetting:
 
     class_weights: Tensor
     """(K,) float32 on the device."""
-    gate_kind: ConfidenceKind | None
+    gate: GateConfig | None
     threshold: float
+    """The gate's, at this step."""
     label_smoothing: float
     denominator: str
     """`all` or `kept`."""
@@ -97,7 +99,9 @@ class TrainStep:
         device_ids = [world.device] if world.device.type == "cuda" else None
         # Running statistics are only written in training, so rank 0's are broadcast before an evaluation instead.
         self._forward: Callable[[Tensor], Tensor] = (
-            DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False) if world.size > 1 else model
+            DistributedDataParallel(model, device_ids=device_ids, forward_sync_buffers=False)
+            if world.size > 1
+            else model
         )
 
     def __call__(self, batch: Batch, setting: StepSetting, *, step: int, stop_signal: int = 0) -> StepResult:
@@ -109,22 +113,19 @@ class TrainStep:
         images = here.normalized(self._mean, self._std)
         with torch.autocast(self.world.device.type, self._amp_dtype, enabled=self._amp_dtype is not None):
             logits = self._forward(images)
-        losses, weights, keep, rows = judge(logits.float(), here, setting, label_sum, seen)
+        losses, rows = judge(logits.float(), here, setting, label_sum, seen)
 
         # (W, 1 + B/W, C): each rank's first row carries its signal.
         header = rows.new_zeros((1, rows.shape[1]))
         header[0, 0] = stop_signal
         gathered = self.world.all_gather(torch.cat([header, rows])).cpu()
-        result, kept_weight = self._read(gathered)
+        decision = decide(gathered[:, 1:].reshape(-1, len(GATHERED)).numpy(), setting)  # rows (B, C), in global order
+        result = self._account(decision, stop_signal=int(gathered[:, 0, 0].max()))
         if not result.finite:
             return result
-        divisor = kept_weight if setting.denominator == "kept" else result.totals.weight
-        self._update(
-            gated_loss(
-                losses, weights, keep, denominator=divisor if kept_weight > 0 else 0.0, world_size=self.world.size
-            ),
-            moves=kept_weight > 0,
-        )
+        mine = torch.from_numpy(decision.weights.reshape(self.world.size, -1)[self.world.rank]).to(losses)
+        loss = gated_loss(losses, mine, denominator=decision.denominator, world_size=self.world.size)
+        self._update(loss, moves=not result.totals.zero_steps)
         return result
 
     def _update(self, loss: Tensor, *, moves: bool) -> None:
@@ -135,58 +136,79 @@ class TrainStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
 
-    def _read(self, gathered: Tensor) -> tuple[StepResult, float]:
-        """Enter the batch in the ledger; totals, and the weight of what was kept."""
-        rows = gathered[:, 1:].reshape(-1, len(GATHERED)).numpy()  # (B, C), in the batch's global order
-        ordinal, label_conf, top1_conf, prediction, kept, weight, correct, loss = rows.T
-        ordinals, keep = ordinal.astype(np.int64), kept > 0
-        finite = bool(np.isfinite(loss[weight > 0]).all())
+    def _account(self, decision: "Decision", *, stop_signal: int) -> StepResult:
+        """Enter a batch in the ledger, unless its loss is broken."""
+        ordinal, label_conf, top1_conf, prediction, _, weight, correct, loss = decision.rows.T
+        ordinals, weighed = ordinal.astype(np.int64), weight > 0
+        finite = bool(np.isfinite(loss[weighed]).all())
         if finite:
             self.ledger.update(
                 ordinals,
                 label_conf=label_conf,
                 top1_conf=top1_conf,
                 prediction=prediction.astype(np.int64),
-                kept=keep,
+                kept=decision.keep,
             )
-        kept_weight = float(weight[keep].sum())
         totals = Totals(
             steps=1,
-            zero_steps=int(kept_weight == 0),
+            zero_steps=int(decision.denominator == 0),
             samples=int((ordinals >= 0).sum()),
             correct=int(correct.sum()),
-            kept=int(keep.sum()),
+            kept=int(decision.keep.sum()),
             weight=float(weight.sum()),
-            loss=float((weight[weight > 0] * loss[weight > 0]).sum()),
+            loss=float((weight[weighed] * loss[weighed]).sum()),
         )
-        signal = int(gathered[:, 0, 0].max())
-        return StepResult(totals=totals, stop_signal=signal, finite=finite, ordinals=ordinals), kept_weight
+        return StepResult(totals=totals, stop_signal=stop_signal, finite=finite, ordinals=ordinals)
 
 
-def judge(
-    logits: Tensor, batch: Batch, setting: StepSetting, label_sum: Tensor, seen: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses with gradient, weights, keep, each (B/W,), and the rows to gather, (B/W, C) float64, from logits (B/W, K)."""
-    labels = batch.labels.clamp(min=0)  # padded slots have no label
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What a global batch teaches: the same on every rank."""
+
+    rows: NDArray[np.float64]
+    """(B, C) as gathered."""
+    keep: NDArray[np.bool_]
+    """(B,)"""
+    weights: NDArray[np.float64]
+    """(B,) class weight of what is kept, else 0."""
+    denominator: float
+    """What the loss is divided by; 0 where nothing is kept: a zero step."""
+
+
+def judge(logits: Tensor, batch: Batch, setting: StepSetting, label_sum: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """From logits (B/W, K): losses (B/W,) with gradient, and the rows to gather, (B/W, C) float64.
+
+    label_sum, seen: (B/W,) the samples' history, see `Ledger.history`.
+    """
+    labels = batch.labels
     losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=setting.label_smoothing)
     probabilities = logits.detach().softmax(dim=1)  # (B/W, K)
     top1_conf, prediction = probabilities.max(dim=1)
     label_conf = probabilities.gather(1, labels[:, None]).squeeze(1)
-    keep = batch.valid
-    if setting.gate_kind is not None:
-        held = confidence(
-            setting.gate_kind,
-            top1=top1_conf,
-            label=label_conf,
-            label_sum=label_sum.to(logits.device),
-            seen=seen.to(logits.device),
-        )
-        keep = keep & (held >= setting.threshold)
+    held = confidence(
+        setting.gate.kind if setting.gate else "label",
+        top1=top1_conf,
+        label=label_conf,
+        label_sum=label_sum.to(logits.device),
+        seen=seen.to(logits.device),
+    )
     weights = torch.where(batch.valid, setting.class_weights[labels], 0.0)
     correct = batch.valid & (prediction == labels)
     ordinals = torch.where(batch.valid, batch.ordinals, -1)
-    columns = (ordinals, label_conf, top1_conf, prediction, keep, weights, correct, losses.detach())
-    return losses, weights, keep, torch.stack([column.double() for column in columns], dim=1)
+    columns = (ordinals, label_conf, top1_conf, prediction, held, weights, correct, losses.detach())
+    return losses, torch.stack([column.double() for column in columns], dim=1)
+
+
+def decide(rows: NDArray[np.float64], setting: StepSetting) -> Decision:
+    """Hold the gate against a whole global batch, (B, C) rows in its order."""
+    column = dict(zip(GATHERED, rows.T, strict=True))
+    keep = column["ordinal"] >= 0
+    if setting.gate is not None:
+        keep = passes(column["held"], keep, unit=setting.gate.unit, threshold=setting.threshold)
+    weights = np.where(keep, column["weight"], 0.0)
+    kept_weight = float(weights.sum())
+    whole = kept_weight if setting.denominator == "kept" else float(column["weight"].sum())
+    return Decision(rows=rows, keep=keep, weights=weights, denominator=whole if kept_weight > 0 else 0.0)
 
 
 def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:

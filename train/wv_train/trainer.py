@@ -172,7 +172,7 @@ class Trainer:
         set_learning_rate(self._optimizer, phase, learning_rate(phase, step, plan.steps))
         setting = StepSetting(
             class_weights=weights,
-            gate_kind=phase.gate.kind if phase.gate else None,
+            gate=phase.gate,
             threshold=gate.threshold(step) if gate else 0.0,
             label_smoothing=phase.label_smoothing,
             denominator=phase.denominator,

@@ -1,0 +1,76 @@
+"""Fixtures of the trainer's tests: a tiny recipe of three phases, and batches without a loader."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wv_loader import Batch
+from wv_train.table import set_key, to_toml
+
+
+def tiny_table(*overrides: str) -> dict[str, Any]:
+    """base → gated → fine-tune in 33 steps on `small_dataset` (15 global batches an epoch)."""
+    table: dict[str, Any] = {
+        "model": "wv_resnet_16_32_64",
+        "batch_size": 16,
+        "size_px": 16,
+        "seed": 3,
+        "log_every_steps": 4,
+        "checkpoint_every_steps": 5,
+        "phases": [
+            {"name": "base", "epochs": 1, "lr": 0.05, "balance": 0.5, "class_weights": "sqrt", "warmup_steps": 3},
+            {
+                "name": "gated",
+                "steps": 12,
+                "lr": 0.05,
+                "schedule": "step",
+                "milestones": [0.5],
+                "gate": {"start": 0.3, "end": 0.0, "kind": "label_average"},
+                "denominator": "kept",
+            },
+            {"name": "finetune", "steps": 6, "lr": 0.01, "backbone_factor": 0.1},
+        ],
+    }
+    for override in overrides:
+        set_key(table, override)
+    return table
+
+
+@pytest.fixture(scope="session", name="tiny_table")
+def tiny_table_fixture() -> Callable[..., dict[str, Any]]:
+    return tiny_table
+
+
+@pytest.fixture(scope="session")
+def write_recipe() -> Callable[..., Path]:
+    def write(path: Path, *overrides: str) -> Path:
+        path.write_text(to_toml(tiny_table(*overrides)), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def val_dataset(tmp_path_factory: pytest.TempPathFactory, draw_dataset: Callable[..., Path]) -> Path:
+    """The classes of `small_dataset`, 10 samples each."""
+    return draw_dataset(tmp_path_factory.mktemp("val") / "shards", [10] * 6, seed=5)
+
+
+@pytest.fixture(scope="session")
+def draw_batch() -> Callable[..., Batch]:
+    def draw(slots: int, *, classes: int = 5, invalid: tuple[int, ...] = (), seed: int = 0, size_px: int = 12) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        valid = torch.ones(slots, dtype=torch.bool)
+        valid[list(invalid)] = False
+        return Batch(
+            images=torch.randint(0, 256, (slots, 3, size_px, size_px), dtype=torch.uint8, generator=generator),
+            labels=torch.randint(0, classes, (slots,), generator=generator),
+            ordinals=torch.randperm(slots * 2, generator=generator)[:slots],
+            valid=valid,
+            index=0,
+        )
+
+    return draw

@@ -1,0 +1,77 @@
+"""The gate's threshold and confidences."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wv_train.errors import FieldError
+from wv_train.gate import GateConfig, GateSchedule, confidence, passes
+
+thresholds = st.floats(0.0, 0.999)
+
+
+@given(thresholds, thresholds, st.integers(1, 10_000), st.data())
+def test_threshold_never_rises_and_stays_between_its_ends(
+    one: float, other: float, steps: int, data: st.DataObject
+) -> None:
+    start, end = max(one, other), min(one, other)
+    schedule = GateSchedule(start=start, end=end, steps=steps)
+    step = data.draw(st.integers(0, 2 * steps))
+    assert schedule.threshold(0) == pytest.approx(start)
+    assert schedule.threshold(steps) == end
+    assert end <= schedule.threshold(step + 1) <= schedule.threshold(step) <= start + 1e-12
+
+
+def test_threshold_is_linear() -> None:
+    schedule = GateSchedule(start=0.4, end=0.2, steps=10)
+    assert [round(schedule.threshold(step), 6) for step in (0, 5, 10, 15)] == [0.4, 0.3, 0.2, 0.2]
+
+
+def test_gate_is_lowered_by_the_stated_part_of_the_phase() -> None:
+    assert GateConfig(start=0.3, lowered_by=0.25).schedule(100).steps == 25
+    assert GateConfig(start=0.3, lowered_by=0.25).schedule(1).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("start", {"start": 1.0}),
+        ("start", {"start": -0.1}),
+        ("end", {"start": 0.2, "end": 0.3}),
+        ("lowered_by", {"start": 0.2, "lowered_by": 0.0}),
+    ],
+)
+def test_impossible_gates_are_refused(field: str, values: dict[str, float]) -> None:
+    with pytest.raises(FieldError) as caught:
+        GateConfig(**values)
+    assert caught.value.field == field
+
+
+def test_label_average_includes_the_present_visit_and_all_before() -> None:
+    top1, label = torch.tensor([0.9, 0.9]), torch.tensor([0.1, 0.6])
+    label_sum, seen = torch.tensor([0.0, 1.2]), torch.tensor([0.0, 2.0])
+    arguments = {"top1": top1, "label": label, "label_sum": label_sum, "seen": seen}
+    assert confidence("top1", **arguments).tolist() == top1.tolist()
+    assert confidence("label", **arguments).tolist() == label.tolist()
+    assert confidence("label_average", **arguments).tolist() == pytest.approx([0.1, 0.6])
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40), st.floats(0, 0.999))
+def test_a_share_gates_exactly_the_least_confident_of_the_valid(batch: list[tuple[float, bool]], share: float) -> None:
+    held, valid = np.array([item[0] for item in batch]), np.array([item[1] for item in batch])
+    keep = passes(held, valid, unit="share", threshold=share)
+    gated = valid & ~keep
+    assert not (keep & ~valid).any()
+    assert gated.sum() <= int(share * valid.sum())
+    if len(set(held[valid])) == valid.sum():  # no ties
+        assert gated.sum() == int(share * valid.sum())
+    if gated.any():
+        assert held[gated].max() < held[keep].min()
+
+
+def test_a_threshold_of_confidence_keeps_what_reaches_it() -> None:
+    held, valid = np.array([0.1, 0.3, 0.5, 0.9]), np.array([True, True, True, False])
+    assert passes(held, valid, unit="confidence", threshold=0.3).tolist() == [False, True, True, False]
+    assert passes(held, valid, unit="confidence", threshold=0.0).tolist() == [True, True, True, False]

@@ -1,0 +1,113 @@
+"""Recipes: what is read is what was written, and every mistake names its key's whole path."""
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wv_train.errors import RecipeError
+from wv_train.gate import GateConfig
+from wv_train.recipe import load_recipe, recipe_from_table, recipe_names
+from wv_train.table import first_difference, set_key, to_table, to_toml
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load_and_survive_being_printed(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe_from_table(tomllib.loads(to_toml(to_table(recipe)))) == recipe
+
+
+def test_the_demo_recipes_have_three_phases_and_one_budget() -> None:
+    gated, plain = load_recipe("demo"), load_recipe("demo-plain")
+    assert [phase.name for phase in gated.phases] == ["base", "gated", "finetune"]
+    assert gated.phases[1].gate is not None
+    assert gated.phases[2].backbone_factor != gated.phases[2].head_factor
+    assert sum(phase.epochs or 0 for phase in gated.phases) == sum(phase.epochs or 0 for phase in plain.phases)
+    assert (gated.model, gated.batch_size, gated.augment) == (plain.model, plain.batch_size, plain.augment)
+    assert all(phase.gate is None and phase.class_weights == "none" and phase.balance == 1 for phase in plain.phases)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phases.gated.gate.start=1.5", "phases.gated.gate.start: expected a probability"),
+        ("phases.gated.gate.end=0.9", "phases.gated.gate.end: expected 0 <= end <= start"),
+        ("phases.gated.gate.strat=0.5", "phases.gated.gate.strat: no such key; did you mean start"),
+        ("phases.gated.gate.kind=lable", "phases.gated.gate.kind: expected one of"),
+        ("phases.base.lr=fast", "phases.base.lr: expected a number, found 'fast'"),
+        ("phases.base.epochs=2.5", "phases.base.epochs: expected a whole number"),
+        ("phases.base.epochs=true", "phases.base.epochs: expected a whole number"),
+        ("phases.base.steps=3", "phases.base.steps: expected exactly one of steps, epochs and until"),
+        ("phases.base.max_steps=3", "phases.base.max_steps: expected a length together with until"),
+        ("phases.gated.milestones=[]", "phases.gated.milestones: expected fractions"),
+        ("phases.gated.milestones=[0.5, 2]", "phases.gated.milestones: expected rising fractions"),
+        ("phases.gated.milestones=0.5", "phases.gated.milestones: expected a list, each a number"),
+        ("phases.gaten.lr=1", "phases.gaten: nothing of that name; did you mean gated"),
+        ("phases.gated=1", "phases.gated: expected a key inside it"),
+        ("optimizer.momentum=1", "optimizer.momentum: expected 0 <= momentum < 1"),
+        ("optimiser.momentum=0.5", "optimiser: no such key; did you mean optimizer"),
+        ("augment.crop_scale=[0.5]", "augment.crop_scale: expected a list of 2, each a number"),
+        ("augment.crop_scale=[0.9, 0.5]", "augment: crop_scale must be"),
+        ("batch_size=0", "batch_size: expected 1 or more, found 0"),
+        ("model.name=x", "model.name: no such key"),
+        ("seed", "--set seed: expected KEY=VALUE"),
+    ],
+)
+def test_mistakes_name_the_whole_key_path(
+    override: str, message: str, tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    path = write_recipe(tmp_path / "tiny.toml")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), (override,))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named_with_what_it_should_be(tiny_table: Callable[..., dict[str, Any]]) -> None:
+    table = tiny_table()
+    del table["phases"][1]["lr"]
+    with pytest.raises(RecipeError, match=r"^phases\.gated\.lr: missing, expected a number$"):
+        recipe_from_table(table)
+
+
+def test_two_phases_of_one_name_are_refused(tiny_table: Callable[..., dict[str, Any]]) -> None:
+    table = tiny_table()
+    table["phases"][1]["name"] = "base"
+    with pytest.raises(RecipeError, match="phases: expected a name of its own for each phase, found 'base'"):
+        recipe_from_table(table)
+
+
+def test_set_reaches_phases_by_name_and_makes_tables(tiny_table: Callable[..., dict[str, Any]]) -> None:
+    table = tiny_table("phases.gated.gate.start=0.25", "phases.base.gate.start=0.1", "model=resnet18")
+    recipe = recipe_from_table(table)
+    assert recipe.phases[1].gate == GateConfig(start=0.25)
+    assert recipe.phases[0].gate == GateConfig(start=0.1)
+    assert recipe.model == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dmo", "neither a shipped recipe nor a file; did you mean demo"),
+        ("absent.toml", "cannot be read: No such file"),
+    ],
+)
+def test_unknown_recipes_are_refused(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(name)
+
+
+def test_broken_toml_is_named_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("model = \n")
+    with pytest.raises(RecipeError, match=r"broken\.toml: not valid TOML: .*line 1"):
+        load_recipe(str(tmp_path / "broken.toml"))
+
+
+def test_first_difference_names_phases(tiny_table: Callable[..., dict[str, Any]]) -> None:
+    one, other = tiny_table(), tiny_table("phases.gated.gate.start=0.2")
+    assert first_difference(one, one) is None
+    assert first_difference(one, other) == ("phases.gated.gate.start", 0.3, 0.2)
+    set_key(other, "seed=7")
+    assert first_difference(one, other) == ("seed", 3, 7)

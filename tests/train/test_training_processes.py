@@ -1,0 +1,160 @@
+"""Laws 6 and 8 with real processes: torchrun on 1, 2 and 4 ranks, kill -9, SIGTERM, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wv_train.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.slow
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+TRAIN = [sys.executable, "-m", "wv_train"]
+SHORT = [f"--set=phases.{change}" for change in ("base.lr=0.02", "gated.lr=0.02", "gated.steps=8", "finetune.steps=2")]
+LONG = ("phases.gated.steps=150", "phases.gated.gate.end=0.1", "validate_every_epochs=5")
+
+
+def _torchrun(ranks: int) -> list[str]:
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return [*run, "-m", "wv_train"]
+
+
+def _run(start: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*start, *(str(argument) for argument in arguments), "--device", "cpu", "--loader-threads", "1"]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+
+
+def _interrupt(start: list[str], out: Path, number: int, *arguments: object) -> tuple[int, str]:
+    """Start a run, send it a signal in the middle of the gated phase; exit code and stderr."""
+    command = [*start, *(str(argument) for argument in arguments), "--device", "cpu", "--loader-threads", "1"]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 12):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr
+
+
+def _last(out: Path) -> Checkpoint:
+    return Checkpoint.load(out / "checkpoints" / "last.pt")
+
+
+def _assert_bit_for_bit(one: Path, other: Path) -> None:
+    a, b = _last(one), _last(other)
+    assert a.position == b.position
+    assert all(torch.equal(value, b.model[name]) for name, value in a.model.items())
+    assert torch.equal(a.ledger, b.ledger)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path]) -> Path:
+    """Without batch statistics, so that ranks can be compared; long enough to be hit in its middle."""
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "long.toml", "model=wv_resnet_16_32_64_gn", *LONG)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts, in one process."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = _run(TRAIN, "--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "engine pillow, device cpu, world size 1, global batch 16" in done.stderr
+    assert "imbalance 40.0" in done.stderr
+    assert "seed 3" in done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]  # JSON lines where there is no terminal
+    assert rows == [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run in one process without torchrun."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert _run(TRAIN, "--shards", small_dataset, "--recipe", recipe, "--out", out, *SHORT).returncode == 0
+    return out
+
+
+def test_killed_and_resumed_it_is_the_same_run(
+    whole: Path, recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = ("--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out)
+    code, _ = _interrupt(TRAIN, out, signal.SIGKILL, *arguments)
+    assert code == -signal.SIGKILL
+    assert 0 < _last(out).position["step"] < _last(whole).position["step"]
+    done = _run(TRAIN, "--resume", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step" in done.stderr
+    _assert_bit_for_bit(whole, out)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_names_the_resume_command_and_exits(
+    number: int, exit_code: int, whole: Path, recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = ("--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out)
+    code, stderr = _interrupt(TRAIN, out, number, *arguments)
+    assert code == exit_code
+    stopped_at = _last(out).position["step"]
+    assert f"after step {stopped_at}, saved; resume with: wv-train --resume --out {out}" in stderr
+    assert "Traceback" not in stderr
+    if number == signal.SIGTERM:
+        assert _run(TRAIN, "--resume", "--out", out).returncode == 0
+        _assert_bit_for_bit(whole, out)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_see_the_same_samples_and_learn_the_same(
+    ranks: int, alone: Path, recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """Law 8 over 25 steps in three phases: equal but for the order of sums."""
+    out = tmp_path / "run"
+    done = _run(_torchrun(ranks), "--shards", small_dataset, "--recipe", recipe, "--out", out, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("world size") == 1  # rank 0 alone speaks
+    assert f"world size {ranks}" in done.stderr
+    assert "Warning" not in done.stderr
+    a, b = _last(alone), _last(out)
+    assert a.position == b.position
+    one, other = np.load(alone / "ledger.npy"), np.load(out / "ledger.npy")
+    assert one["gated"].sum() > 0
+    assert (one["seen"] == other["seen"]).all()
+    assert (one["gated"] == other["gated"]).all()
+    np.testing.assert_allclose(other["label_conf_mean"], one["label_conf_mean"], atol=1e-5)
+    for name, value in a.model.items():
+        torch.testing.assert_close(b.model[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_stopped_on_two_ranks_it_continues_on_one_with_the_batches_that_were_next(
+    whole: Path, recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = ("--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out)
+    code, stderr = _interrupt(_torchrun(2), out, signal.SIGTERM, *arguments)
+    assert code != 0
+    assert "resume with: torchrun --nproc-per-node 2 -m wv_train --resume" in stderr
+    assert 0 < _last(out).position["step"] < _last(whole).position["step"]
+    done = _run(TRAIN, "--resume", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "saved with world size 2" in done.stderr
+    assert _last(out).position == _last(whole).position
+    assert (np.load(out / "ledger.npy")["seen"] == np.load(whole / "ledger.npy")["seen"]).all()

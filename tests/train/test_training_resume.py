@@ -1,0 +1,222 @@
+"""Law 6 in one process: stop after any step, resume, and have the very same run."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wv_loader import Batch, Loader
+from wv_train import job as job_module
+from wv_train.checkpoint import Checkpoint
+from wv_train.data import DataConfig
+from wv_train.errors import NonFiniteLossError
+from wv_train.job import Job, run_job
+from wv_train.recipe import recipe_from_table
+from wv_train.signals import Stopped
+
+TIMES = ("images_per_s", "wait_s")
+
+# 15 base steps, 12 gated steps, at most 40 (a plateau ends it), 6 to fine-tune.
+PLATEAU = {
+    "name": "settle",
+    "until": "plateau",
+    "max_steps": 40,
+    "lr": 0.02,
+    "plateau": {"window_steps": 4, "patience_windows": 2, "min_drop_fraction": 0.3},
+}
+
+
+def _job(table: dict[str, Any], shards: Path, val: Path | None, out: Path, *, resume: bool = False) -> Job:
+    data = DataConfig(shards=shards, val=val, loader_threads=1)
+    return Job(recipe=recipe_from_table(table), data=data, out=out, resume=resume, device="cpu", threads=1)
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
+    """A real SIGTERM arrives while the batch of the run's `step`-th step (from 1) is handed out."""
+    handed_out = 0
+    original = job_module.open_phase_loader
+
+    def open_interrupted(*arguments: Any) -> Loader:
+        loader = original(*arguments)
+        iterate = type(loader).__iter__
+
+        class Interrupted(Loader):
+            def __iter__(self) -> Iterator[Batch]:
+                nonlocal handed_out
+                for batch in iterate(self):
+                    handed_out += 1
+                    if handed_out == step:
+                        signal.raise_signal(signal.SIGTERM)
+                    yield batch
+
+        loader.__class__ = Interrupted
+        return loader
+
+    monkeypatch.setattr(job_module, "open_phase_loader", open_interrupted)
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimiser, ledger, position and metrics, bit for bit."""
+    a, b = (Checkpoint.load(out / "checkpoints" / "last.pt") for out in (one, other))
+    assert a.position == b.position
+    for name, value in a.model.items():
+        assert torch.equal(value, b.model[name]), name
+    for key, state in a.optimizer["state"].items():
+        assert torch.equal(state["momentum_buffer"], b.optimizer["state"][key]["momentum_buffer"])
+    assert torch.equal(a.ledger, b.ledger)
+    assert (np.load(one / "ledger.npy") == np.load(other / "ledger.npy")).all()
+    assert a.best_top1 == b.best_top1
+    assert _rows(one) == _rows(other)
+
+
+@pytest.fixture(scope="module")
+def table(tiny_table: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    table = tiny_table("validate_every_steps=7")
+    table["phases"].insert(2, PLATEAU)
+    return table
+
+
+@pytest.fixture(scope="module")
+def whole(
+    table: dict[str, Any], small_dataset: Path, val_dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run_job(_job(table, small_dataset, val_dataset, out))
+    return out
+
+
+def test_the_run_goes_through_its_phases(whole: Path) -> None:
+    rows = _rows(whole)
+    events = [(row["phase"], row["event"]) for row in rows if row["kind"] == "phase"]
+    names = ["base", "gated", "settle", "finetune"]
+    assert events == [(name, event) for name in names for event in ("start", "end")]
+    ends = {row["phase"]: row["step"] for row in rows if row["kind"] == "phase" and row["event"] == "end"}
+    assert (ends["base"], ends["gated"]) == (15, 27)
+    assert 27 < ends["settle"] < 67  # the plateau ended it
+    assert ends["finetune"] == ends["settle"] + 6
+    train = [row for row in rows if row["kind"] == "train"]
+    assert any(row["kept_fraction"] < 1 for row in train if row["phase"] == "gated")
+    assert all(row["kept_fraction"] == 1 for row in train if row["phase"] != "gated")
+    assert {row["step"] for row in rows if row["kind"] == "val"} >= {7, 14, 15, 22, 27, ends["finetune"]}
+    seen = np.load(whole / "ledger.npy")["seen"]
+    assert seen.sum() == train[-1]["samples"]
+
+
+@pytest.mark.parametrize("stop", [1, 7, 14, 15, 16, 27, 29, 36])
+def test_stopped_after_any_step_and_resumed_it_is_the_same_run(
+    stop: int,
+    table: dict[str, Any],
+    whole: Path,
+    small_dataset: Path,
+    val_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    _stop_after(monkeypatch, stop)
+    with pytest.raises(Stopped) as caught:
+        run_job(_job(table, small_dataset, val_dataset, out))
+    assert caught.value.exit_code == 143
+    assert Checkpoint.load(out / "checkpoints" / "last.pt").position["step"] == stop
+    _stop_after(monkeypatch, None)
+    run_job(_job(table, small_dataset, val_dataset, out, resume=True))
+    assert_same_run(whole, out)
+
+
+def test_a_run_stopped_again_and_again_is_the_same_run(
+    table: dict[str, Any],
+    whole: Path,
+    small_dataset: Path,
+    val_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, stops = tmp_path / "run", 0
+    original = job_module.open_phase_loader
+    while True:
+        monkeypatch.setattr(job_module, "open_phase_loader", original)
+        _stop_after(monkeypatch, 11)
+        try:
+            run_job(_job(table, small_dataset, val_dataset, out, resume=stops > 0))
+            break
+        except Stopped:
+            stops += 1
+    assert stops >= 3
+    assert_same_run(whole, out)
+
+
+def test_what_was_written_after_the_checkpoint_is_cut_and_made_again(
+    table: dict[str, Any], whole: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
+) -> None:
+    """As after kill -9: metrics run ahead of the checkpoint, the ledger overlay is of another step."""
+    out = tmp_path / "run"
+    job = _job(table, small_dataset, val_dataset, out)
+    real_save, saves = Checkpoint.save, 0
+
+    def save_then_die(self: Checkpoint, path: Path) -> None:
+        nonlocal saves
+        if path.name == "last.pt":
+            saves += 1
+            if saves == 5:
+                raise KeyboardInterrupt
+        real_save(self, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(job)
+    before = Checkpoint.load(out / "checkpoints" / "last.pt")
+    assert before.metrics_bytes < (out / "metrics.jsonl").stat().st_size
+    (out / "ledger.npy").write_bytes(b"half a ledger")
+    run_job(_job(table, small_dataset, val_dataset, out, resume=True))
+    assert_same_run(whole, out)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    table: dict[str, Any], whole: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", _die)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(_job(table, small_dataset, val_dataset, out))
+    assert not (out / "checkpoints" / "last.pt").exists()
+    run_job(_job(table, small_dataset, val_dataset, out, resume=True))
+    assert_same_run(whole, out)
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    table: dict[str, Any], whole: Path, small_dataset: Path, val_dataset: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in whole.rglob("*") if path.suffix in (".jsonl", ".pt", ".npy")}
+    run_job(_job(table, small_dataset, val_dataset, whole, resume=True))
+    assert before == {
+        path.name: path.read_bytes() for path in whole.rglob("*") if path.suffix in (".jsonl", ".pt", ".npy")
+    }
+
+
+def test_a_broken_loss_stops_with_its_samples_saved(
+    tiny_table: Callable[..., dict[str, Any]], small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    table = tiny_table("phases.base.lr=1e30", "phases.base.warmup_steps=0")
+    with pytest.raises(NonFiniteLossError, match="phase base: the loss is NaN or infinite; lower"):
+        run_job(_job(table, small_dataset, None, out))
+    saved = json.loads((out / "nonfinite_batch.json").read_text())
+    assert len(saved["keys"]) == len(saved["ordinals"]) > 0
+    assert saved["keys"][0].startswith("c00")
+
+
+def _die(_self: Checkpoint, _path: Path) -> None:
+    raise KeyboardInterrupt
