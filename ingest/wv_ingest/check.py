@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
-import numpy as np
 import PIL
 from PIL import Image, features
 
-from wv_ingest.color import flatten, to_srgb
+from wv_ingest.color import flatten, follow_profile, to_srgb
 from wv_ingest.formats import ACCEPTED, RECOGNISED, png_is_whole, sniff
 from wv_ingest.jpeg import strip
 
@@ -233,7 +232,7 @@ def _encode(image: Image.Image, format_name: str, options: CheckOptions) -> Acce
         _check_sides(whole, options)
     orientation = _orientation(image)
     try:
-        flat = flatten(image)  # (H, W) or (H, W, 3), uint8, sRGB
+        flat = flatten(image)
     except Exception:  # Pillow raises ValueError, OSError or its own for pairs of modes that it can't convert
         raise _Refused(Reason.UNSUPPORTED_PIXELS, f"{format_name}:{image.mode}") from None
     wanted = _reduced(whole, size_px)
@@ -241,7 +240,7 @@ def _encode(image: Image.Image, format_name: str, options: CheckOptions) -> Acce
         flat = flat.resize(wanted, Image.Resampling.BICUBIC)  # antialiased when it reduces
     if orientation in _TURNS:
         flat = flat.transpose(_TURNS[orientation])
-    flat = flat.convert("RGB")
+    flat = follow_profile(flat, image.info.get("icc_profile"))  # on the reduced image: it costs by the pixel
     flat.info = {}  # or the encoder would write comments back
     buffer = io.BytesIO()
     flat.save(buffer, "JPEG", quality=options.quality, subsampling="4:2:0")

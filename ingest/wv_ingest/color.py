@@ -1,4 +1,4 @@
-"""From whatever Pillow decodes to 8-bit grey or RGB in sRGB, transparency laid on white.
+"""From whatever Pillow decodes to 8-bit RGB in sRGB, transparency laid on white.
 
 It changes colours only: no sides, no orientation.
 """
@@ -17,30 +17,32 @@ _SRGB = ImageCms.createProfile("sRGB")
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB, in sRGB.
+    """The image in mode L, RGB or CMYK, its colours still those of its profile.
 
-    16-bit grey keeps its upper eight bits. An embedded profile is followed if it is whole and of the image's
-    colour space, else ignored, as browsers do.
+    16-bit grey keeps its upper eight bits.
 
     Raises:
-        ValueError: the mode has no 8-bit RGB.
+        ValueError: the mode has no 8-bit form.
     """
-    icc = image.info.get("icc_profile")
     if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.int64)  # (H, W)
-        image = Image.fromarray((levels.clip(0, 0xFFFF) >> 8).astype(np.uint8))
-    elif image.mode in ("F", "LAB", "HSV"):
+        return Image.fromarray((levels.clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if image.mode in ("F", "LAB", "HSV"):
         raise ValueError(f"no way from mode {image.mode} to RGB")
-    elif image.has_transparency_data:
-        image = _on_white(image)
-    elif image.mode == "1":
-        image = image.convert("L")
-    if image.mode not in _SPACES:
-        image = image.convert("RGB")
-    transform = to_srgb(icc, image.mode) if icc else None
-    if transform is not None:
-        image = _apply(image, transform)
-    return image.convert("RGB") if image.mode == "CMYK" else image
+    if image.has_transparency_data:
+        return _on_white(image)
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in _SPACES else image.convert("RGB")
+
+
+def follow_profile(flat: Image.Image, icc: bytes | None) -> Image.Image:
+    """A flat image in RGB, in sRGB.
+
+    A profile is followed if it is whole and of the image's colour space, else ignored, as browsers do.
+    """
+    transform = to_srgb(icc, flat.mode) if icc else None
+    return flat.convert("RGB") if transform is None else _apply(flat, transform)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
