@@ -110,7 +110,7 @@ def test_broken_files_do_not_decode_and_all_others_do(default: SampleDataSummary
         else:
             with Image.open(path) as image:
                 image.load()
-                assert min(image.size) >= 60
+                assert min(image.size) >= 58, "64 pixels, or a near copy without up to 6 of them"
                 assert max(image.size) <= 96
 
 
