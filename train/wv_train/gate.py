@@ -49,7 +49,7 @@ class GateConfig:
     """Threshold at the end; 0 learns from everything again."""
     unit: GateUnit = "confidence"
     """What the threshold is. `confidence`: a probability, samples below it are gated (Sun et al.). `share`: the
-    fraction of each global batch that is gated, the least confident first; it suits any model at any time of its training."""
+    fraction of each global batch that is gated, the least confident first; it suits a model at any stage."""
     kind: ConfidenceKind = "label_average"
     """`top1`: the largest softmax (Sun et al.). `label`: the given label's. `label_average`: the given label's,
     averaged over all visits of the sample so far, the present one included (from the ledger)."""

@@ -1,0 +1,231 @@
+"""`wv-train`: what it prints, and one line, an exit code and nothing written for every mistake."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wv_shards import BUILD_DIR, MANIFEST_FILE, Manifest, Overlay
+from wv_train import cli, cli_eval
+from wv_train.checkpoint import Checkpoint
+
+
+@pytest.fixture
+def wv_train(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command as its entry point does: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["wv-train", *(str(argument) for argument in arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.toml", "phases.base.epochs=1", "phases.gated.steps=3")
+
+
+def _refused(result: tuple[int, str, str], code: int, *parts: str) -> None:
+    """One line on stderr, beginning with the command's name; no traceback."""
+    assert result[0] == code, result
+    lines = result[2].splitlines()
+    assert len(lines) == 1, result[2]
+    assert lines[0].startswith("wv-train: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_help_shows_examples_and_recipes(wv_train: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = wv_train("--help")
+    assert code == 0
+    assert "wv-train --resume --out runs/gated" in out
+    assert "torchrun --nproc-per-node 8 -m wv_train" in out
+    assert "demo-plain" in out
+
+
+def test_print_recipe_prints_a_recipe_that_can_be_used(
+    wv_train: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, out, _ = wv_train("--recipe", "demo", "--seed", 5, "--set", "phases.gated.gate.start=0.31", "--print-recipe")
+    assert code == 0
+    (tmp_path / "mine.toml").write_text(out)
+    assert wv_train("--recipe", tmp_path / "mine.toml", "--print-recipe")[1] == out
+    assert "seed = 5" in out
+    assert "start = 0.31" in out
+
+
+def test_dry_run_says_what_would_run_and_writes_nothing(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    code, out, _ = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", tmp_path / "run", "--dry-run")
+    assert code == 0
+    assert "78,070 parameters" in out
+    assert "phase gated: 3 steps" in out
+    assert "24 steps in all; nothing was written" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_what_it_is(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    code, _, err = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    assert code == 0, err
+    assert err.splitlines()[-1].startswith("done: 24 steps, ")
+    info = json.loads((out / "run.json").read_text())
+    assert info["manifest_digest"] == Checkpoint.load(out / "checkpoints" / "last.pt").manifest_digest
+    assert info["class_counts"] == [120, 61, 30, 17, 8, 3]
+    assert info["val"] is None
+    assert info["parameters"] == 78_070
+    assert info["engine"] == "pillow"
+    assert set(info["exposures"]) == {"base", "gated", "finetune"}
+    assert sum(info["exposures"]["gated"]) == pytest.approx(239)
+    assert info["recipe"]["phases"][1]["gate"]["start"] == 0.3
+    assert not list(out.rglob("*.tmp"))
+    assert list((out / "tensorboard").iterdir())
+
+
+def test_wrong_usage_is_exit_code_2(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    _refused(wv_train("--shards", small_dataset, "--out", out), 2, "--recipe is missing", "demo")
+    _refused(wv_train("--recipe", recipe, "--out", out), 2, "--shards is missing")
+    _refused(wv_train("--shards", small_dataset, "--recipe", recipe), 2, "--out is missing")
+    _refused(wv_train("--shards", small_dataset, "--recipe", "dmeo", "--out", out), 2, "did you mean demo")
+    _refused(
+        wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--set", "phases.base.lr=-1"),
+        2,
+        "phases.base.lr: expected 0 or more, found -1",
+    )
+    _refused(wv_train("--shards", small_dataset, "--recipes", recipe), 2, "No such option")
+    assert not out.exists()
+
+
+def test_data_that_cannot_be_used_are_refused_before_anything_is_written(
+    wv_train: Callable[..., tuple[int, str, str]],
+    recipe: Path,
+    small_dataset: Path,
+    tmp_path: Path,
+    draw_dataset: Callable[..., Path],
+) -> None:
+    out = tmp_path / "run"
+    _refused(wv_train("--shards", tmp_path / "absent", "--recipe", recipe, "--out", out), 1, "absent")
+    unfinished = tmp_path / "unfinished"
+    (unfinished / BUILD_DIR).mkdir(parents=True)
+    _refused(wv_train("--shards", unfinished, "--recipe", recipe, "--out", out), 1, "unfinished")
+    newer = shutil.copytree(small_dataset, tmp_path / "newer")
+    manifest = json.loads((newer / MANIFEST_FILE).read_text())
+    (newer / MANIFEST_FILE).write_text(json.dumps({**manifest, "format_version": 99}))
+    _refused(wv_train("--shards", newer, "--recipe", recipe, "--out", out), 1, "99", "upgrade")
+    val = draw_dataset(tmp_path / "val", [4, 4])
+    _refused(
+        wv_train("--shards", small_dataset, "--val", val, "--recipe", recipe, "--out", out),
+        1,
+        "6 classes in training, 2 here",
+        "--classes-from",
+    )
+    missing = ("--exclude", tmp_path / "nothing")
+    _refused(wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, *missing), 1, "nothing")
+    for change, part in (
+        ("model=resnet_5", "did you mean"),
+        ("model=vit_tiny_patch16_224", "does not take images of 16 px"),
+    ):
+        _refused(
+            wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--set", change, "--device", "cpu"),
+            1,
+            part,
+        )
+    assert not out.exists()
+
+
+def test_output_that_holds_something_else_is_refused(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    arguments = ("--shards", small_dataset, "--recipe", recipe, "--device", "cpu", "--out")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    _refused(wv_train(*arguments, tmp_path / "photos"), 1, "found cat.jpg and no run.json")
+    _refused(wv_train(*arguments, tmp_path / "photos" / "cat.jpg"), 1, "found a file")
+    _refused(wv_train("--resume", "--out", tmp_path / "photos"), 1, "found no run.json")
+    assert wv_train(*arguments, tmp_path / "run")[0] == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    _refused(wv_train(*arguments, tmp_path / "run"), 1, "--resume continues it")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_refuses_another_recipe_data_set_or_damage(
+    wv_train: Callable[..., tuple[int, str, str]],
+    recipe: Path,
+    small_dataset: Path,
+    tmp_path: Path,
+    draw_dataset: Callable[..., Path],
+) -> None:
+    out = tmp_path / "run"
+    cpu = ("--device", "cpu")
+    assert wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, *cpu)[0] == 0
+    resume = ("--resume", "--out", out, *cpu)
+    _refused(wv_train(*resume, "--seed", 9), 2, "seed: the run", "has 3, asked for was 9")
+    _refused(
+        wv_train(*resume, "--recipe", recipe, "--set", "phases.gated.gate.start=0.2"),
+        2,
+        "phases.gated.gate.start: the run",
+        "has 0.3, asked for was 0.2",
+    )
+    other = draw_dataset(tmp_path / "other", [120, 61, 30, 17, 8, 3], seed=1)
+    _refused(wv_train(*resume, "--shards", other), 1, "these shards are", "start a new run")
+    assert wv_train(*resume, "--recipe", recipe)[0] == 0
+    moved = small_dataset.parent / "moved"
+    shutil.copytree(small_dataset, moved)
+    assert wv_train(*resume, "--shards", moved)[0] == 0  # the same data elsewhere are the same data
+    (out / "checkpoints" / "last.pt").write_bytes(b"half")
+    _refused(wv_train(*resume), 1, "last.pt: not a checkpoint of wv-train, or damaged")
+    (out / "run.json").write_text("{")
+    _refused(wv_train(*resume), 1, "run.json: cannot be read")
+    (out / "run.json").write_text('{"format_version": 9}')
+    _refused(wv_train(*resume), 1, "upgrade wv-toolkit")
+
+
+def test_excluded_samples_are_never_shown(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    excluded = np.zeros(239, dtype=bool)
+    excluded[::3] = True
+    digest = Manifest.load(small_dataset).digest
+    Overlay(kind="exclude", array=excluded, manifest_digest=digest).save(tmp_path / "pruned")
+    out = tmp_path / "run"
+    arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    assert wv_train(*arguments, "--exclude", tmp_path / "pruned")[0] == 0
+    seen = np.load(out / "ledger.npy")["seen"]
+    assert (seen[excluded] == 0).all()
+    assert (seen[~excluded] > 0).mean() > 0.8
+    assert sum(json.loads((out / "run.json").read_text())["class_counts"]) == (~excluded).sum()
+
+
+def test_wv_eval_refuses_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, small_dataset: Path
+) -> None:
+    arguments = ["wv-eval", "--run", str(tmp_path), "--shards", str(small_dataset)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        cli_eval.main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == f"wv-eval: {tmp_path}: expected a run of wv-train, found no run.json\n"
+    monkeypatch.setattr(sys, "argv", arguments[:3])
+    with pytest.raises(SystemExit) as stop:
+        cli_eval.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("wv-eval: Missing option '--shards'")
