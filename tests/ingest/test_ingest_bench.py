@@ -27,5 +27,5 @@ def test_a_benchmark_whose_package_is_absent_does_not_take_the_others_along(monk
     assert "measures nothing" in result.output
     result = CliRunner().invoke(cli.main, ["alien"], catch_exceptions=False)
     assert result.exit_code == 1
-    assert "needs no_such_package_of_ours, which is not installed" in result.output
+    assert "needs the package no_such_package_of_ours, which is not installed" in result.output
     assert CliRunner().invoke(cli.main, ["ingest", "--help"], catch_exceptions=False).exit_code == 0

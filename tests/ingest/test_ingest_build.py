@@ -1,5 +1,6 @@
 """Laws 1 and 2: every row has one outcome, and the bytes do not depend on workers, kills or the machine's mood."""
 
+import fcntl
 import gc
 import os
 import shutil
@@ -272,6 +273,20 @@ def test_two_builds_can_not_share_a_folder(
     assert second.stderr.splitlines()[-1].endswith(
         "another build is at work in it; wait for it or choose another folder"
     )
+
+
+def test_a_build_waits_for_the_last_worker_of_a_killed_one(
+    webvision: Path, tmp_path: Path, build_small: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that still writes would spoil a shard that is packed anew."""
+    out = tmp_path / "out"
+    leave_unfinished(webvision, out, build_small)
+    monkeypatch.setattr("wv_ingest.build_state._ORPHAN_SECONDS", 0.2)
+    with open(out / BUILD_DIR / "workers.lock", "rb") as orphan:
+        fcntl.flock(orphan, fcntl.LOCK_SH)
+        with pytest.raises(OutputExistsError, match="a worker of an earlier build is still at work"):
+            build_small(webvision, out)
+    assert build_small(webvision, out).manifest.rows == 264
 
 
 def test_repeated_rows_are_rejected_and_the_first_one_counts(
