@@ -33,7 +33,7 @@ code, .mono { font: 12.5px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, m
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 12px 0; }
 .tile b { display: block; font-size: 22px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--quiet); font-size: 12.5px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 14px; }
 figure.chart { position: relative; min-width: 0; }
 figcaption { font-weight: 600; font-size: 14px; margin-bottom: 6px; }
 figure.chart > svg { display: block; width: 100%; height: auto; overflow: visible; }
