@@ -153,7 +153,7 @@ def test_judgement_is_what_a_hand_counts() -> None:
     true_labels = np.zeros(samples, dtype=np.int64)
     true_labels[:30], true_labels[60:70] = 2, -1  # 30 swapped among the first 50, 10 outliers after them
     ledger["prediction"] = np.where(np.arange(samples) < 65, 0, 1)  # repeats the label of 30 + 5 of the 40
-    found = judge(ledger, labels, Truth(true_labels=true_labels, kinds=[""] * samples))
+    found = judge(ledger, labels, Truth(true_labels=true_labels))
     assert (found.known, found.wrong, found.base_rate) == (120, 40, pytest.approx(1 / 3))
     assert found.suspects_precision == pytest.approx({"50": 0.6, "100": 0.4, "10%": 1.0}), "no 200 of 120"
     assert found.memorised_fraction == pytest.approx(35 / 40)
@@ -166,7 +166,7 @@ def test_judgement_leaves_out_what_was_not_seen_or_is_not_known() -> None:
     ledger["seen"], ledger["seen"][:10] = 1, 0
     true_labels = np.full(60, 1)
     true_labels[10:20], true_labels[20:] = UNKNOWN, 0
-    found = judge(ledger, np.zeros(60, dtype=np.int64), Truth(true_labels=true_labels, kinds=[""] * 60))
+    found = judge(ledger, np.zeros(60, dtype=np.int64), Truth(true_labels=true_labels))
     assert (found.known, found.wrong, found.auroc, found.memorised_fraction) == (40, 0, None, None)
 
 
@@ -179,7 +179,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(seed: int) -> None:
     true_labels = rng.integers(0, 2, 40)
     confidence, wrong = ledger["label_conf_mean"], true_labels != 0
     pairs = [0.5 if a == b else float(a < b) for a, b in product(confidence[wrong], confidence[~wrong])]
-    found = judge(ledger, np.zeros(40, dtype=np.int64), Truth(true_labels=true_labels, kinds=[""] * 40))
+    found = judge(ledger, np.zeros(40, dtype=np.int64), Truth(true_labels=true_labels))
     assert found.auroc == pytest.approx(np.mean(pairs))
 
 

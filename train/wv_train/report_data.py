@@ -55,11 +55,10 @@ class RunData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truth:
-    """What is known of every sample of a data set, (N,) each."""
+    """What is known of the samples of a data set."""
 
     true_labels: NDArray[np.int64]
-    kinds: list[str]
-    """`clean`, `swapped`, …; "" where the truth has no such column or does not name the sample."""
+    """(N,); −1 shows no class, UNKNOWN where the truth does not name the sample."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,15 +145,15 @@ def rank_suspects(ledger: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def load_truth(path: Path, sample_paths: Sequence[str], labels: NDArray[np.int64]) -> Truth:
-    """Join a truth table (columns path, label, true_label and perhaps kind) to the samples by their path.
+    """Join a truth table (columns path, label, true_label) to the samples by their path.
 
     Raises ReportError: no such table, other columns, labels that are not these samples'.
     """
-    known: dict[str, tuple[int, int, str]] = {}
+    known: dict[str, tuple[int, int]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                known[row["path"]] = (int(row["label"]), int(row["true_label"]), row.get("kind") or "")
+                known[row["path"]] = (int(row["label"]), int(row["true_label"]))
     except OSError as error:
         raise ReportError(f"{path}: expected a table with the truth: {error.strerror}") from error
     except KeyError as error:
@@ -162,10 +161,9 @@ def load_truth(path: Path, sample_paths: Sequence[str], labels: NDArray[np.int64
     except (ValueError, TypeError, csv.Error) as error:
         raise ReportError(f"{path}: expected whole numbers as label and true_label ({error})") from error
     true_labels = np.full(len(labels), UNKNOWN, dtype=np.int64)
-    kinds = [""] * len(labels)
     for ordinal, sample_path in enumerate(sample_paths):
         if sample_path in known:
-            label, true_labels[ordinal], kinds[ordinal] = known[sample_path]
+            label, true_labels[ordinal] = known[sample_path]
             if label != labels[ordinal]:
                 raise ReportError(
                     f"{path}: gives {sample_path} the label {label}, the shards {labels[ordinal]}; "
@@ -173,7 +171,7 @@ def load_truth(path: Path, sample_paths: Sequence[str], labels: NDArray[np.int64
                 )
     if len(labels) and (true_labels == UNKNOWN).all():
         raise ReportError(f"{path}: names none of the {len(labels):,} samples' paths; is it another data set's?")
-    return Truth(true_labels=true_labels, kinds=kinds)
+    return Truth(true_labels=true_labels)
 
 
 def judge(ledger: NDArray[Any], labels: NDArray[np.int64], truth: Truth) -> Judgement:
