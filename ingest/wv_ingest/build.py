@@ -146,12 +146,11 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
         pool = WorkerPool(options.workers, Packer(source.root.resolve(), build_dir, options.check))
         with _closing(pool):
             if state is None:
-                progress.note("planning")
-                order = order_rows(source, options.seed)
-                shards, bytes_per_row = _cut(source, order, options, pool)
-                state = save_state(build_dir, identity, source, order, shards, bytes_per_row)
+                state = _plan(build_dir, identity, source, options, pool, progress)
+            class_names = source.class_names
+            del source  # gigabytes for millions of rows; the workers map theirs from the plan
             packed_rows = _pack(out, build_dir, state, options, pool, progress)
-        manifest = finalize(out, build_dir, state, source.class_names, deciding, codecs(), progress)
+        manifest = finalize(out, build_dir, state, class_names, deciding, codecs(), progress)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
 
 
@@ -165,6 +164,20 @@ def _read(path: Path, options: BuildOptions, progress: Progress) -> Source:
         shown = "; ".join(without[:5]) + ("; …" if len(without) > 5 else "")
         progress.warn(f"{len(without)} classes without rows, they get no band: {shown}")
     return source
+
+
+def _plan(
+    build_dir: Path,
+    identity: dict[str, Any],
+    source: Source,
+    options: BuildOptions,
+    pool: "WorkerPool[Any, Any]",
+    progress: Progress,
+) -> BuildState:
+    progress.note("planning")
+    order = order_rows(source, options.seed)
+    shards, bytes_per_row = _cut(source, order, options, pool)
+    return save_state(build_dir, identity, source, order, shards, bytes_per_row)
 
 
 def _cut(

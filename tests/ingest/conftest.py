@@ -14,6 +14,7 @@ from PIL import Image
 
 from wv_ingest.build import BuildOptions, BuildResult, build
 from wv_ingest.check import CheckOptions
+from wv_ingest.errors import BuildError
 from wv_ingest.progress import Progress
 from wv_ingest.sources import SourceOptions
 
@@ -136,3 +137,34 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def folder_bytes_fixture() -> Callable[[Path], dict[str, bytes]]:
     """Every file below a folder, by its relative name."""
     return folder_bytes
+
+
+@pytest.fixture(scope="session")
+def reference(webvision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`webvision`, built by the command line in one go, with one worker. Read-only by agreement."""
+    out = tmp_path_factory.mktemp("reference") / "shards"
+    subprocess.run(build_command(webvision, out, workers=1), check=True, capture_output=True)
+    return out
+
+
+def build_command(source: Path, out: Path, *, workers: int) -> list[str]:
+    options = ["--size", "16", "--workers", str(workers), "--max-reject-fraction", "0.5"]
+    return command("build-shards", source, out, *options)
+
+
+@pytest.fixture(scope="session", name="build_command")
+def build_command_fixture() -> Callable[..., list[str]]:
+    """The command that makes `reference`, for `build_small` the same options."""
+    return build_command
+
+
+@pytest.fixture
+def leave_unfinished(build_small: Callable[..., BuildResult]) -> Callable[[Path, Path], None]:
+    """Stop a build near its end, by its limit of rejects: some shards are packed, some are not."""
+
+    def leave(source: Path, out: Path) -> None:
+        with pytest.raises(BuildError, match="max-reject-fraction"):
+            build_small(source, out, max_reject_fraction=0.08)
+        assert len(list((out / ".build").glob("*.outcomes"))) > 2
+
+    return leave

@@ -1,14 +1,10 @@
 """Laws 1 and 2: every row has one outcome, and the bytes do not depend on workers, kills or the machine's mood."""
 
-import fcntl
 import gc
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tarfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -23,24 +19,13 @@ from wv_ingest.build import BuildOptions, BuildResult
 from wv_ingest.errors import BuildError, BuildMismatchError, SourceError
 from wv_ingest.keys import key_of
 from wv_ingest.sources import SourceOptions, read_source
-from wv_shards import BUILD_DIR, Dataset, Manifest, OutputExistsError, UnfinishedBuildError, band_of, key_hash, verify
+from wv_shards import Dataset, Manifest, OutputExistsError, band_of, key_hash, verify
 
 Build = Callable[..., BuildResult]
 FolderBytes = Callable[[Path], dict[str, bytes]]
 Draw = Callable[..., bytes]
-
-
-@pytest.fixture(scope="module")
-def reference(webvision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built by the command line in one go, with one worker."""
-    out = tmp_path_factory.mktemp("reference") / "shards"
-    subprocess.run(build_command(webvision, out, workers=1), check=True, capture_output=True)
-    return out
-
-
-def build_command(source: Path, out: Path, *, workers: int) -> list[str]:
-    options = ["--size", "16", "--workers", str(workers), "--max-reject-fraction", "0.5"]
-    return [sys.executable, "-m", "wv_ingest.cli", "build-shards", str(source), str(out), *options]
+Leave = Callable[[Path, Path], None]
+BuildCommand = Callable[..., list[str]]
 
 
 def test_every_row_is_packed_once_or_rejected_once(webvision: Path, reference: Path) -> None:
@@ -91,202 +76,6 @@ def test_nothing_of_the_machine_is_in_the_output(
     shutil.copytree(webvision, tmp_path / "moved")
     build_small(tmp_path / "moved", tmp_path / "out")
     assert folder_bytes(tmp_path / "out") == folder_bytes(reference)
-
-
-@pytest.mark.parametrize("point", ["plan.arrow.tmp", 1, 4, "index.npy.tmp", "moving"])
-def test_a_build_killed_anywhere_ends_with_the_same_bytes(
-    webvision: Path, reference: Path, tmp_path: Path, point: str | int, folder_bytes: FolderBytes
-) -> None:
-    """kill -9 of the parent as soon as a file appears or so many shards are done; then the same command again."""
-    out = tmp_path / "out"
-    killed = kill_when_there(build_command(webvision, out, workers=2), out, point)
-    if not killed:
-        assert point in ("plan.arrow.tmp", "index.npy.tmp", "moving"), "these are hard to hit"
-    else:
-        with pytest.raises(UnfinishedBuildError):
-            Manifest.load(out)
-    again = subprocess.run(build_command(webvision, out, workers=3), check=False, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert folder_bytes(out) == folder_bytes(reference)
-
-
-def kill_when_there(command: list[str], out: Path, point: str | int) -> bool:
-    """Start the command and kill it at the point; False if it was done before."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            if reached(out, point):
-                process.kill()
-                process.wait()
-                break
-    return not (out / "manifest.json").exists()
-
-
-def leave_unfinished(source: Path, out: Path, build_small: Build) -> None:
-    """Stop a build near its end, by its limit of rejects: some shards are packed, some are not."""
-    with pytest.raises(BuildError, match="max-reject-fraction"):
-        build_small(source, out, max_reject_fraction=0.08)
-    assert reached(out, 2)
-
-
-def reached(out: Path, point: str | int) -> bool:
-    build_dir = out / BUILD_DIR
-    if isinstance(point, int):
-        return len(list(build_dir.glob("b*.outcomes"))) >= point
-    if point == "moving":
-        return any(out.glob("*.tar"))
-    return (build_dir / point).exists() or (out / point).exists()
-
-
-@pytest.mark.parametrize("left", ["moved", "manifest"])
-def test_a_build_killed_while_it_moves_files_goes_on(
-    webvision: Path, reference: Path, tmp_path: Path, left: str, folder_bytes: FolderBytes, build_small: Build
-) -> None:
-    """The moments that a kill from outside hardly hits, laid out by hand."""
-    out = tmp_path / "out"
-    leave_unfinished(webvision, out, build_small)
-    if left == "moved":
-        moved = sorted((out / BUILD_DIR).glob("*.tar"))[:2]
-        assert moved
-        for tar in moved:
-            os.rename(tar, out / tar.name)
-            os.rename(tar.with_suffix(".idx"), out / f"{tar.stem}.idx")
-    else:
-        shutil.copytree(reference, out, dirs_exist_ok=True)
-    subprocess.run(build_command(webvision, out, workers=1), check=True, capture_output=True)
-    assert folder_bytes(out) == folder_bytes(reference)
-
-
-def test_a_shard_that_was_lost_after_it_was_packed_is_packed_again(
-    webvision: Path, reference: Path, tmp_path: Path, folder_bytes: FolderBytes, build_small: Build
-) -> None:
-    out = tmp_path / "out"
-    leave_unfinished(webvision, out, build_small)
-    tars = sorted((out / BUILD_DIR).glob("*.tar"))
-    tars[0].unlink()
-    os.truncate(tars[1], 1024)
-    subprocess.run(build_command(webvision, out, workers=1), check=True, capture_output=True)
-    assert folder_bytes(out) == folder_bytes(reference)
-
-
-def worker_pids(parent: int) -> list[int]:
-    """Processes started by the parent that work for it."""
-    children = subprocess.run(
-        ["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True, check=False
-    )
-    return [int(pid) for pid in children.stdout.split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory, encode: Draw, write_list: Callable[..., Path]) -> Path:
-    """A list that takes some seconds: 3,000 rows, all links to one larger image."""
-    folder = tmp_path_factory.mktemp("many")
-    (folder / "image.jpg").write_bytes(encode(1, 400, 300))
-    for i in range(3000):
-        os.link(folder / "image.jpg", folder / f"{i}.jpg")
-    return write_list(folder / "list.csv", [(f"{i}.jpg", i % 3) for i in range(3000)])
-
-
-def wait_for_shards(out: Path, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
-    while not reached(out, 2):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_a_killed_worker_stops_the_build_in_one_line_and_the_same_command_goes_on(
-    many: Path, tmp_path: Path, start_ingest: Callable[..., "subprocess.Popen[str]"]
-) -> None:
-    out = tmp_path / "out"
-    with start_ingest("build-shards", many, out, "--size", 64, "--workers", 2) as process:
-        wait_for_shards(out, process)
-        workers = worker_pids(process.pid)
-        assert len(workers) == 2
-        os.kill(workers[0], signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("error: worker process")
-    assert "SIGKILL" in err.splitlines()[-1]
-    assert "run the same command again" in err.splitlines()[-1]
-    assert "Traceback" not in err
-    assert not any(alive(pid) for pid in workers)
-    with start_ingest("build-shards", many, out, "--size", 64, "--workers", 2) as process:
-        text, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "rows done in this run" in text
-    assert Manifest.load(out).samples == 3000
-    assert not list(out.rglob("*.tmp"))
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_the_build_cleanly(
-    many: Path, tmp_path: Path, start_ingest: Callable[..., "subprocess.Popen[str]"], number: signal.Signals, code: int
-) -> None:
-    """No orphan, no temporary file, no traceback; as from a terminal, the whole process group gets Ctrl-C."""
-    out = tmp_path / "out"
-    with start_ingest("build-shards", many, out, "--size", 64, "--workers", 2, start_new_session=True) as process:
-        wait_for_shards(out, process)
-        workers = worker_pids(process.pid)
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == code
-    assert "Traceback" not in err
-    assert "run the same command again" in err
-    assert not any(alive(pid) for pid in workers)
-    assert not list(out.rglob("*.tmp"))
-    assert [p.name for p in out.iterdir()] == [BUILD_DIR]
-
-
-def test_workers_die_with_a_killed_parent(
-    many: Path, tmp_path: Path, start_ingest: Callable[..., "subprocess.Popen[str]"]
-) -> None:
-    out = tmp_path / "out"
-    with start_ingest("build-shards", many, out, "--size", 64, "--workers", 2) as process:
-        wait_for_shards(out, process)
-        workers = worker_pids(process.pid)
-        process.kill()
-    deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_two_builds_can_not_share_a_folder(
-    many: Path, tmp_path: Path, start_ingest: Callable[..., "subprocess.Popen[str]"], ingest: Callable[..., object]
-) -> None:
-    out = tmp_path / "out"
-    with start_ingest("build-shards", many, out, "--size", 64, "--workers", 1) as process:
-        wait_for_shards(out, process)
-        second = ingest("build-shards", many, out, "--size", 64)
-        process.terminate()
-    assert second.returncode == 1
-    assert second.stderr.splitlines()[-1].endswith(
-        "another build is at work in it; wait for it or choose another folder"
-    )
-
-
-def test_a_build_waits_for_the_last_worker_of_a_killed_one(
-    webvision: Path, tmp_path: Path, build_small: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker that still writes would spoil a shard that is packed anew."""
-    out = tmp_path / "out"
-    leave_unfinished(webvision, out, build_small)
-    monkeypatch.setattr("wv_ingest.build_state._ORPHAN_SECONDS", 0.2)
-    with open(out / BUILD_DIR / "workers.lock", "rb") as orphan:
-        fcntl.flock(orphan, fcntl.LOCK_SH)
-        with pytest.raises(OutputExistsError, match="a worker of an earlier build is still at work"):
-            build_small(webvision, out)
-    assert build_small(webvision, out).manifest.rows == 264
 
 
 def test_repeated_rows_are_rejected_and_the_first_one_counts(
@@ -350,10 +139,15 @@ def test_names_of_any_bytes_are_packed(tmp_path: Path, encode: Draw, build_small
 
 
 def test_other_options_or_another_source_are_refused_by_name(
-    webvision: Path, tmp_path: Path, build_small: Build, draw_webvision: Callable[..., Path], folder_bytes: FolderBytes
+    webvision: Path,
+    tmp_path: Path,
+    build_small: Build,
+    draw_webvision: Callable[..., Path],
+    folder_bytes: FolderBytes,
+    leave_unfinished: Leave,
 ) -> None:
     out = tmp_path / "out"
-    leave_unfinished(webvision, out, build_small)
+    leave_unfinished(webvision, out)
     unfinished = folder_bytes(out)
     changed = draw_webvision(tmp_path / "raw", [20, 20])
     for source, options, message in (
@@ -375,10 +169,10 @@ def test_other_options_or_another_source_are_refused_by_name(
 
 
 def test_another_decoder_is_refused(
-    webvision: Path, tmp_path: Path, build_small: Build, monkeypatch: pytest.MonkeyPatch
+    webvision: Path, tmp_path: Path, build_small: Build, monkeypatch: pytest.MonkeyPatch, leave_unfinished: Leave
 ) -> None:
     out = tmp_path / "out"
-    leave_unfinished(webvision, out, build_small)
+    leave_unfinished(webvision, out)
     monkeypatch.setattr("wv_ingest.build.codecs", lambda: {"decoder": "Other 1.0", "encoder": "Other 1.0"})
     with pytest.raises(BuildMismatchError, match=r"decoder Pillow.* now it is Other 1.0"):
         build_small(webvision, out)
