@@ -107,7 +107,7 @@ class TrainStep:
     def __call__(self, batch: Batch, setting: StepSetting, *, step: int, stop_signal: int = 0) -> StepResult:
         """Train on this rank's part of a global batch. `step`: number of the step in the run, seeds dropout."""
         # A generator's state that follows from (seed, step, rank) needs no saving and moves to any machine.
-        torch.manual_seed(int(combine(self._seed, step, self.world.rank)) >> 1)
+        self._seed_dropout(int(combine(self._seed, step, self.world.rank)) >> 1)
         label_sum, seen = self.ledger.history(batch.ordinals)
         here = batch.to(self.world.device)
         images = here.normalized(self._mean, self._std)
@@ -127,6 +127,12 @@ class TrainStep:
         loss = gated_loss(losses, mine, denominator=decision.denominator, world_size=self.world.size)
         self._update(loss, moves=not result.totals.zero_steps)
         return result
+
+    def _seed_dropout(self, seed: int) -> None:
+        # Not torch.manual_seed, which formats a stack trace at each call where CUDA is not in use.
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _update(self, loss: Tensor, *, moves: bool) -> None:
         """Backward on every rank; the weights move unless the whole batch was gated or invalid (a zero step)."""
