@@ -1,7 +1,9 @@
 """`wv-train`: what it prints, and one line, an exit code and nothing written for every mistake."""
 
 import json
+import resource
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +199,37 @@ def test_resume_refuses_another_recipe_data_set_or_damage(
     _refused(wv_train(*resume), 1, "run.json: cannot be read")
     (out / "run.json").write_text('{"format_version": 9}')
     _refused(wv_train(*resume), 1, "upgrade wv-toolkit")
+
+
+def test_no_space_left_is_one_line_and_nothing_half_written(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the full disk: run.json fits, the checkpoint does not."""
+    out = tmp_path / "run"
+    arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        code, _, err = wv_train(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert code == 1
+    assert "last.pt: not saved" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert list((out / "checkpoints").iterdir()) == []
+    assert wv_train("--resume", "--out", out, "--device", "cpu")[0] == 0
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    out = tmp_path / "file" / "run"
+    code, _, err = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    assert code == 1
+    assert err.splitlines()[-1] == f"wv-train: {out}: cannot be written: Not a directory"
 
 
 def test_excluded_samples_are_never_shown(

@@ -13,10 +13,13 @@ import torch
 from wv_loader import Batch, Loader
 from wv_train import job as job_module
 from wv_train.checkpoint import Checkpoint
+from wv_train.cli_eval import evaluate_run
 from wv_train.data import DataConfig
+from wv_train.distributed import World
 from wv_train.errors import NonFiniteLossError
 from wv_train.job import Job, run_job
 from wv_train.recipe import recipe_from_table
+from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
 
 TIMES = ("images_per_s", "wait_s")
@@ -132,6 +135,25 @@ def test_stopped_after_any_step_and_resumed_it_is_the_same_run(
     _stop_after(monkeypatch, None)
     run_job(_job(table, small_dataset, val_dataset, out, resume=True))
     assert_same_run(whole, out)
+
+
+def test_a_validation_row_speaks_of_the_weights_at_its_step(
+    table: dict[str, Any],
+    whole: Path,
+    small_dataset: Path,
+    val_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    _stop_after(monkeypatch, 7)
+    with pytest.raises(Stopped):
+        run_job(_job(table, small_dataset, val_dataset, out))
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    run = RunDirectory(out)
+    result = evaluate_run(run, run.read_info(), val_dataset, "last", world, 1)
+    row = next(row for row in _rows(whole) if row["kind"] == "val" and row["step"] == 7)
+    assert (row["top1"], row["loss"]) == (result["top1"], pytest.approx(result["loss"]))
 
 
 def test_a_run_stopped_again_and_again_is_the_same_run(

@@ -111,6 +111,8 @@ def main() -> None:
         _exit(2, f"{name}: {error}" if rank == "0" else "")
     except (TrainError, LoaderError, ShardsError) as error:
         _exit(1, f"{name}: {error}")
+    except OSError as error:  # no space, no permission, a folder that went away
+        _exit(1, f"{name}: {error.filename or 'writing the run'}: {error.strerror or error}")
     except Stopped as stopped:
         _exit(stopped.exit_code, "")
     except (click.Abort, KeyboardInterrupt):

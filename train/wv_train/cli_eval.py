@@ -68,6 +68,9 @@ def main() -> None:
     except (TrainError, LoaderError, ShardsError) as error:
         sys.stderr.write(f"wv-eval: {error}\n")
         sys.exit(1)
+    except OSError as error:
+        sys.stderr.write(f"wv-eval: {error.filename}: {error.strerror or error}\n")
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("wv-eval: interrupted\n")
         sys.exit(130)
