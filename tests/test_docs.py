@@ -59,4 +59,4 @@ def test_every_law_names_a_test_that_exists() -> None:
     for _, cell in rows:
         named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", cell)
         for path, test in named:
-            assert f"def {test}(" in (REPOSITORY / path).read_text(), f"{path}::{test}"
+            assert (f"def {test}(" if test else "def test_") in (REPOSITORY / path).read_text(), f"{path}::{test}"

@@ -67,7 +67,13 @@ def main() -> None:
     type=click.Choice(["webvision", "folders", "list"]),
     help="Layout of SOURCE. Default: detected.",
 )
-@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="Which lists.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val"]),
+    default="train",
+    show_default=True,
+    help="WebVision: which lists; recorded for all.",
+)
 @click.option(
     "--classes-from",
     type=click.Path(path_type=Path),
@@ -89,8 +95,12 @@ def main() -> None:
     show_default=True,
     help="Shorter side in pixels; nothing is enlarged. 0: keep, and leave sound JPEGs' coded data untouched.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of re-encoded JPEGs.")
-@click.option("--shard-mb", type=click.IntRange(1), default=64, show_default=True, help="A shard's size, about.")
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEGs that are encoded anew."
+)
+@click.option(
+    "--shard-mb", type=click.IntRange(1), default=64, show_default=True, help="A shard's size in MB, at most, about."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the order in the shards.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each core.")
 @click.option(
@@ -100,10 +110,16 @@ def main() -> None:
     show_default=True,
     help="Stop when more of the rows than this are rejected.",
 )
-@click.option("--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Of a source file.")
-@click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="Of an image.")
-@click.option("--max-side", type=click.IntRange(1), default=20_000, show_default=True, help="Of an image, in pixels.")
-@click.option("--min-side", type=click.IntRange(1), default=8, show_default=True, help="Of an image, in pixels.")
+@click.option("--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Reject larger files.")
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="Reject images of more pixels."
+)
+@click.option(
+    "--max-side", type=click.IntRange(1), default=20_000, show_default=True, help="Reject images with a longer side."
+)
+@click.option(
+    "--min-side", type=click.IntRange(1), default=8, show_default=True, help="Reject images with a shorter side."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @one_line_errors
 def build_shards(

@@ -33,6 +33,7 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
         self._counters: Callable[[], tuple[int, ...]] | None = None
+        self._base: tuple[int, ...] = ()
         self._total = self._done = self._rejects = 0
         self._history: deque[tuple[float, int, int]] = deque()
         self._last_line = 0.0

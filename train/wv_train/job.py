@@ -118,7 +118,7 @@ def _train(trainer: Trainer, job: Job, world: World, run: RunDirectory, say: Cal
     except RuntimeError as error:
         if world.size == 1 or not lost_contact(error):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise TrainError(
             f"lost another rank at step {trainer.position.step:,} ({reason}); see that rank's own message, "
             f"then resume with: {resume_command(job, world)}"
