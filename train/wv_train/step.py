@@ -73,7 +73,7 @@ class StepResult:
     stop_signal: int
     """The largest signal number that any rank received, 0 for none."""
     finite: bool
-    """False: some kept sample's loss is NaN or infinite; nothing was updated."""
+    """False: the loss of a sample with a weight is NaN or infinite; nothing was updated."""
     ordinals: NDArray[np.int64]
     """(B,) of the global batch, −1 where invalid."""
 
