@@ -84,9 +84,14 @@ def test_a_run_says_what_it_is(
     wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    code, _, err = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    code, lines, err = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
     assert code == 0, err
+    first, second = err.splitlines()[:2]
+    assert first.startswith("engine pillow, device cpu, world size 1, global batch 16, ")
+    assert first.endswith("seed 3")
+    assert second == "239 samples in 6 classes, 3 to 120 a class (imbalance 40.0)"
     assert err.splitlines()[-1].startswith("done: 24 steps, ")
+    assert lines == (out / "metrics.jsonl").read_text()  # JSON lines where there is no terminal
     info = json.loads((out / "run.json").read_text())
     assert info["manifest_digest"] == Checkpoint.load(out / "checkpoints" / "last.pt").manifest_digest
     assert info["class_counts"] == [120, 61, 30, 17, 8, 3]

@@ -1,6 +1,5 @@
 """Laws 6 and 8 with real processes: torchrun on 1, 2 and 4 ranks, kill -9, SIGTERM, Ctrl-C."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,12 +13,16 @@ import pytest
 import torch
 
 from wv_train.checkpoint import Checkpoint
+from wv_train.data import DataConfig
+from wv_train.job import Job, run_job
+from wv_train.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
 TRAIN = [sys.executable, "-m", "wv_train"]
-SHORT = [f"--set=phases.{change}" for change in ("base.lr=0.02", "gated.lr=0.02", "gated.steps=8", "finetune.steps=2")]
+SHORT = ("phases.base.lr=0.02", "phases.gated.lr=0.02", "phases.gated.steps=8", "phases.finetune.steps=2")
+KILL_ONE_RANK = -1
 LONG = ("phases.gated.steps=150", "phases.gated.gate.end=0.1", "validate_every_epochs=5")
 
 
@@ -34,7 +37,7 @@ def _run(start: list[str], *arguments: object) -> subprocess.CompletedProcess[st
 
 
 def _interrupt(start: list[str], out: Path, number: int, *arguments: object) -> tuple[int, str]:
-    """Start a run, send it a signal in the middle of the gated phase; exit code and stderr."""
+    """Start a run, send it a signal when it is well under way; exit code and stderr."""
     command = [*start, *(str(argument) for argument in arguments), "--device", "cpu", "--loader-threads", "1"]
     process = subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -45,7 +48,10 @@ def _interrupt(start: list[str], out: Path, number: int, *arguments: object) -> 
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    if number == signal.SIGKILL:
+    if number == KILL_ONE_RANK:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+    elif number == signal.SIGKILL:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
@@ -70,25 +76,26 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[...,
     return write_recipe(tmp_path_factory.mktemp("recipe") / "long.toml", "model=wv_resnet_16_32_64_gn", *LONG)
 
 
+def _here(recipe: Path, shards: Path, val: Path | None, out: Path, *overrides: str, resume: bool = False) -> None:
+    """The same run in this process, with as many threads as the others have."""
+    data = DataConfig(shards=shards, val=val, loader_threads=1)
+    loaded = load_recipe(str(recipe), overrides)
+    run_job(Job(recipe=loaded, data=data, out=out, resume=resume, device="cpu", threads=1))
+
+
 @pytest.fixture(scope="module")
 def whole(recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing interrupts, in one process."""
+    """The run that nothing interrupts."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = _run(TRAIN, "--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "engine pillow, device cpu, world size 1, global batch 16" in done.stderr
-    assert "imbalance 40.0" in done.stderr
-    assert "seed 3" in done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]  # JSON lines where there is no terminal
-    assert rows == [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    _here(recipe, small_dataset, val_dataset, out)
     return out
 
 
 @pytest.fixture(scope="module")
 def alone(recipe: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run in one process without torchrun."""
+    """A short run, which no launcher started."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    assert _run(TRAIN, "--shards", small_dataset, "--recipe", recipe, "--out", out, *SHORT).returncode == 0
+    _here(recipe, small_dataset, None, out, *SHORT)
     return out
 
 
@@ -100,9 +107,7 @@ def test_killed_and_resumed_it_is_the_same_run(
     code, _ = _interrupt(TRAIN, out, signal.SIGKILL, *arguments)
     assert code == -signal.SIGKILL
     assert 0 < _last(out).position["step"] < _last(whole).position["step"]
-    done = _run(TRAIN, "--resume", "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "resuming at step" in done.stderr
+    _here(recipe, small_dataset, val_dataset, out, resume=True)
     _assert_bit_for_bit(whole, out)
 
 
@@ -117,9 +122,8 @@ def test_asked_to_stop_it_saves_names_the_resume_command_and_exits(
     stopped_at = _last(out).position["step"]
     assert f"after step {stopped_at}, saved; resume with: wv-train --resume --out {out}" in stderr
     assert "Traceback" not in stderr
-    if number == signal.SIGTERM:
-        assert _run(TRAIN, "--resume", "--out", out).returncode == 0
-        _assert_bit_for_bit(whole, out)
+    _here(recipe, small_dataset, val_dataset, out, resume=True)
+    _assert_bit_for_bit(whole, out)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -128,7 +132,8 @@ def test_ranks_see_the_same_samples_and_learn_the_same(
 ) -> None:
     """Law 8 over 25 steps in three phases: equal but for the order of sums."""
     out = tmp_path / "run"
-    done = _run(_torchrun(ranks), "--shards", small_dataset, "--recipe", recipe, "--out", out, *SHORT)
+    changes = [f"--set={change}" for change in SHORT]
+    done = _run(_torchrun(ranks), "--shards", small_dataset, "--recipe", recipe, "--out", out, *changes)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("world size") == 1  # rank 0 alone speaks
     assert f"world size {ranks}" in done.stderr
@@ -153,8 +158,18 @@ def test_stopped_on_two_ranks_it_continues_on_one_with_the_batches_that_were_nex
     assert code != 0
     assert "resume with: torchrun --nproc-per-node 2 -m wv_train --resume" in stderr
     assert 0 < _last(out).position["step"] < _last(whole).position["step"]
-    done = _run(TRAIN, "--resume", "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "saved with world size 2" in done.stderr
+    _here(recipe, small_dataset, val_dataset, out, resume=True)
     assert _last(out).position == _last(whole).position
     assert (np.load(out / "ledger.npy")["seen"] == np.load(whole / "ledger.npy")["seen"]).all()
+
+
+def test_a_rank_that_dies_ends_the_job_with_its_reason(recipe: Path, small_dataset: Path, tmp_path: Path) -> None:
+    """kill -9 of one rank of four; `last` stays loadable."""
+    out = tmp_path / "run"
+    arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", out, "--set", "phases.gated.steps=3000")
+    code, stderr = _interrupt(_torchrun(4), out, KILL_ONE_RANK, *arguments)
+    assert code != 0
+    assert "lost another rank at step" in stderr
+    assert f"resume with: torchrun --nproc-per-node 4 -m wv_train --resume --out {out}" in stderr
+    assert "Traceback" not in "".join(line for line in stderr.splitlines() if "wv-train" in line)
+    assert _last(out).position["step"] > 0
