@@ -76,7 +76,9 @@ def draw_dataset(
                 for key, label in members[start : start + shard_samples]:
                     image = draw_jpeg(key_hash(key, seed) % 2**32)
                     path = f"drawn/{key}.jpg"
-                    writer.add(key, image, label, {"path": path, "source": "drawn", "query": "q0001"}, width=24, height=20)
+                    writer.add(
+                        key, image, label, {"path": path, "source": "drawn", "query": "q0001"}, width=24, height=20
+                    )
                     facts.append((key, path, "drawn", "q0001", label, 24, 20, len(image), checksum(image)))
                 finished.append(writer.finish(band))
     write_index(directory / INDEX_FILE, [shard.records for shard in finished], len(facts))

@@ -23,7 +23,6 @@ from wv_shards.index import INDEX_FILE, IndexArray, open_index
 from wv_shards.manifest import Manifest
 from wv_shards.tables import SAMPLES_FILE
 
-
 MAX_OPEN_SHARDS = 256
 """Shards that a data set keeps open; a process may have 1,024 files open where nobody raised the limit."""
 
