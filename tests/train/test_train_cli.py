@@ -105,6 +105,16 @@ def test_a_run_says_what_it_is(
     assert list((out / "tensorboard").iterdir())
 
 
+def test_a_gate_that_keeps_almost_nothing_is_warned_about(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    changes = ["--set=phases.gated.gate.start=0.99", "--set=phases.gated.gate.end=0.99"]
+    arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
+    code, _, err = wv_train(*arguments, *changes)
+    assert code == 0
+    assert "warning: step 16: the gate keeps 0 of 16 samples; lower phases.gated.gate.start" in err
+
+
 def test_wrong_usage_is_exit_code_2(
     wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
 ) -> None:

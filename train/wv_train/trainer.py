@@ -31,6 +31,9 @@ from wv_train.signals import Stopped, StopSignals
 from wv_train.step import StepResult, StepSetting, Totals, TrainStep
 from wv_train.table import to_table
 
+_SMALLEST_KEPT_FRACTION = 0.1
+"""Under this the gate is more likely to collapse (it learns from little, so it believes little) than to choose."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhasePlan:
@@ -268,6 +271,11 @@ class Trainer:
                 "samples": self.position.samples,
             }
         )
+        if phase.gate and totals.kept < _SMALLEST_KEPT_FRACTION * totals.samples and self._log:
+            self._log.screen.say(
+                f"warning: step {self.position.step:,}: the gate keeps {totals.kept:,} of {totals.samples:,} samples; "
+                f'lower phases.{phase.name}.gate.start, or gate a share of each batch (gate.unit = "share")'
+            )
         self._totals, self._busy_s, self._waited = Totals(), 0.0, waited
 
     def _event(self, event: str) -> None:
