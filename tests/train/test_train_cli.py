@@ -87,7 +87,8 @@ def test_a_run_says_what_it_is(
     code, lines, err = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
     assert code == 0, err
     first, second = err.splitlines()[:2]
-    assert first.startswith("engine pillow, device cpu, world size 1, global batch 16, ")
+    assert first.startswith("engine pillow (Pillow")  # which Pillow, with its version
+    assert ", device cpu, world size 1, global batch 16, " in first
     assert first.endswith("seed 3")
     assert second == "239 samples in 6 classes, 3 to 120 a class (imbalance 40.0)"
     assert err.splitlines()[-1].startswith("done: 24 steps, ")

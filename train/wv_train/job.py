@@ -55,6 +55,8 @@ class Facts:
     class_bands: list[int | None]
     manifest_digest: str
     engine: str
+    engine_description: str
+    """Name and version of what decodes, for a person."""
 
 
 def run_job(job: Job) -> None:
@@ -151,8 +153,8 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
     some = counts[counts > 0]
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     lines = [
-        f"engine {facts.engine}, device {device}, world size {world.size}, global batch {recipe.batch_size}, "
-        f"torch threads {torch.get_num_threads()}, seed {recipe.seed}",
+        f"engine {facts.engine} ({facts.engine_description}), device {device}, world size {world.size}, "
+        f"global batch {recipe.batch_size}, torch threads {torch.get_num_threads()}, seed {recipe.seed}",
         f"{int(counts.sum()):,} samples in {len(counts):,} classes, {some.min():,} to {some.max():,} a class "
         f"(imbalance {some.max() / some.min():.1f})",
         f"model {recipe.model}: {_parameters(model):,} parameters, {recipe.size_px} px",
@@ -196,6 +198,7 @@ def _facts(loader: Loader) -> Facts:
         class_bands=list(loader.class_bands),
         manifest_digest=loader.manifest_digest,
         engine=loader.engine.name,
+        engine_description=loader.engine.description,
     )
 
 
