@@ -23,10 +23,14 @@ def test_the_demo_recipes_have_three_phases_and_one_budget() -> None:
     gated, plain = load_recipe("demo"), load_recipe("demo-plain")
     assert [phase.name for phase in gated.phases] == ["base", "gated", "finetune"]
     assert gated.phases[1].gate is not None
+    assert gated.phases[2].gate is not None
+    assert gated.phases[2].gate.end == 0  # in the end everything teaches
     assert gated.phases[2].backbone_factor != gated.phases[2].head_factor
     assert sum(phase.epochs or 0 for phase in gated.phases) == sum(phase.epochs or 0 for phase in plain.phases)
     assert (gated.model, gated.batch_size, gated.augment) == (plain.model, plain.batch_size, plain.augment)
-    assert all(phase.gate is None and phase.class_weights == "none" and phase.balance == 1 for phase in plain.phases)
+    assert not any(phase.gate for phase in plain.phases)
+    # The same rebalancing, so that the difference is the gate's.
+    assert {(phase.balance, phase.class_weights) for phase in (*gated.phases, *plain.phases)} == {(0.5, "sqrt")}
 
 
 @pytest.mark.parametrize(
