@@ -193,7 +193,10 @@ class Loader:
         return self._current_plan().batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Position and everything that decides the plan; small and JSON-able."""
+        """Position and everything that decides the plan; small and JSON-able.
+
+        Within a loop over the loader, the batch in hand counts as done.
+        """
         return {"version": STATE_VERSION, "plan": self._identity(), "epoch": self._epoch, "batches": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wv_shards import BUILD_DIR, MANIFEST_FILE, Manifest, Overlay
+from wv_shards import BUILD_DIR, MANIFEST_FILE, Dataset, Manifest, Overlay
 from wv_train import cli, cli_eval
 from wv_train.checkpoint import Checkpoint
 
@@ -114,6 +114,22 @@ def test_a_gate_that_keeps_almost_nothing_is_warned_about(
     code, _, err = wv_train(*arguments, *changes)
     assert code == 0
     assert "warning: step 16: the gate keeps 0 of 16 samples; lower phases.gated.gate.start" in err
+
+
+def test_rotten_samples_are_named_in_the_run_and_do_not_stop_it(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    shards = shutil.copytree(small_dataset, tmp_path / "rotten")
+    with Dataset.open(shards) as dataset:
+        tar, start = dataset.shard_path(int(dataset.shard_of(50))), int(dataset.index[50]["offset"])
+    data = bytearray(tar.read_bytes())
+    data[start + 9] ^= 1
+    tar.write_bytes(data)
+    out = tmp_path / "run"
+    code, _, _ = wv_train("--shards", shards, "--recipe", recipe, "--out", out, "--device", "cpu")
+    assert code == 0
+    rows = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {(row["ordinal"], row["shard"], row["reason"]) for row in rows} == {(50, tar.name, "checksum")}
 
 
 def test_wrong_usage_is_exit_code_2(

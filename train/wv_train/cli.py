@@ -87,7 +87,13 @@ def command(
         raise click.UsageError("--shards is missing: a folder made by wv-ingest build-shards")
     job = Job(
         recipe=recipe,
-        data=DataConfig(shards=shards, val=val, exclude=exclude, loader_threads=loader_threads),
+        data=DataConfig(
+            shards=shards,
+            val=val,
+            exclude=exclude,
+            loader_threads=loader_threads,
+            quarantine=RunDirectory(out).quarantine if out is not None else None,
+        ),
         out=out or Path("."),
         resume=resume,
         device=device,

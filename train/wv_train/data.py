@@ -22,6 +22,8 @@ class DataConfig:
     exclude: tuple[Path, ...] = ()
     engine: str = "auto"
     loader_threads: int | None = None
+    quarantine: Path | None = None
+    """File that names the samples that failed, a JSON line each; there is none while none fails."""
 
 
 def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world: World) -> Loader:
@@ -44,6 +46,7 @@ def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world:
         rank=world.rank,
         world_size=world.size,
         threads=data.loader_threads,
+        quarantine=data.quarantine,
     )
     if len(loader) == 0:
         loader.close()

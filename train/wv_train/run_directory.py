@@ -26,6 +26,7 @@ class RunDirectory:
         self.ledger = path / "ledger"
         self.eval_json = path / "eval.json"
         self.tensorboard = path / "tensorboard"
+        self.quarantine = path / "quarantine.jsonl"
         self.nonfinite = path / "nonfinite_batch.json"
 
     def check_new(self) -> None:
