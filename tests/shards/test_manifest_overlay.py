@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,3 +130,16 @@ def test_an_overlay_of_another_data_set_kind_or_content_is_refused(tmp_path: Pat
     (tmp_path / "tiers.json").write_text(json.dumps({**document, "overlay_version": 9}))
     with pytest.raises(FormatVersionError, match="overlay version 9"):
         Overlay.load(base, manifest_digest="a" * 32)
+
+
+def test_the_digest_is_the_one_that_the_format_page_describes(small_dataset: Path) -> None:
+    """Made by hand from shards/FORMAT.md, without our code."""
+    document = json.loads((small_dataset / "manifest.json").read_text())
+    classes = ",".join(
+        f'{{"band":{json.dumps(c["band"])},"class_id":{c["class_id"]},"name":{json.dumps(c["name"])},'
+        f'"rows":{c["rows"]},"samples":{c["samples"]}}}'
+        for c in document["classes"]
+    )
+    shards = ",".join(f'["{s["name"]}","{s["checksum"]}"]' for s in document["shards"])
+    text = f'{{"classes":[{classes}],"format_version":1,"index":"{document["index_checksum"]}","shards":[{shards}]}}'
+    assert xxhash.xxh3_128(text.encode()).hexdigest() == document["digest"] == Manifest.load(small_dataset).digest
