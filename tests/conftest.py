@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -115,3 +116,14 @@ def draw_dataset_fixture() -> Callable[..., Path]:
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read-only by agreement: 6 classes of 3 … 120 samples."""
     return draw_dataset(tmp_path_factory.mktemp("small") / "shards", [120, 61, 30, 17, 8, 3], rejects=2)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """A GPU: without one its tests skip, and fail where WV_REQUIRE_GPU=1 says that there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    message = "no CUDA device: this test needs a GPU"
+    if os.environ.get("WV_REQUIRE_GPU") == "1":
+        pytest.fail(message)
+    pytest.skip(message)

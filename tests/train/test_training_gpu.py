@@ -1,0 +1,44 @@
+"""The path that only a GPU takes: autocast, channels-last, pinned batches, and resuming there."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from wv_loader import Loader
+
+
+def test_batches_are_pinned_and_stay_channels_last_on_the_device(small_dataset: Path, cuda: torch.device) -> None:
+    with Loader(small_dataset, batch_size=16, size_px=16) as loader:
+        batch = next(iter(loader))
+        assert batch.images.is_pinned()
+        there = batch.to(cuda)
+        assert there.images.device == cuda
+        assert there.images.is_contiguous(memory_format=torch.channels_last)
+        expected = batch.normalized((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        assert torch.allclose(there.normalized((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).cpu(), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_gated_run_trains_stops_and_resumes_on_a_gpu(
+    cuda: torch.device,
+    small_dataset: Path,
+    val_dataset: Path,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    amp: str,
+) -> None:
+    recipe = write_recipe(tmp_path / "tiny.toml", f"amp={amp}")
+    base = [sys.executable, "-m", "wv_train", "--device", "cuda", "--out", str(tmp_path / "run")]
+    start = ["--shards", str(small_dataset), "--val", str(val_dataset), "--recipe", str(recipe)]
+    subprocess.run([*base, *start], check=True, timeout=240)
+    subprocess.run([*base, "--resume"], check=True, timeout=240)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    assert [row["phase"] for row in rows if row.get("event") == "end"] == ["base", "gated", "finetune"]
