@@ -14,6 +14,17 @@ stay() {
     exit 0
 }
 
+build() {
+    flags=
+    grep -qw avx2 /proc/cpuinfo 2>/dev/null && flags=-mavx2
+    echo "building Pillow-SIMD $version ${flags:+with }$flags ..."
+    CC="$cc $flags" "$python" -m pip wheel -q --no-deps --no-binary pillow-simd --no-cache-dir -w "$wheels" \
+        "pillow-simd==$version" >"$probe/log" 2>&1 || {
+        tail -n 5 "$probe/log" >&2
+        stay "Pillow-SIMD did not build, see above"
+    }
+}
+
 [ "${WV_PILLOW:-}" != stock ] || stay "WV_PILLOW=stock"
 if [ "$(installed 2>/dev/null || true)" = "$version" ]; then
     echo "image library: Pillow-SIMD $version"
@@ -40,13 +51,17 @@ zlib.h zlib1g-dev
 Python.h python3-dev
 END
 [ -z "$missing" ] || stay "for the faster Pillow-SIMD install$missing and run 'make setup' again"
-flags=
-grep -qw avx2 /proc/cpuinfo 2>/dev/null && flags=-mavx2
-echo "building Pillow-SIMD $version ${flags:+with }$flags ..."
-if ! CC="$cc $flags" "$python" -m pip wheel -q --no-deps --no-binary pillow-simd --no-cache-dir -w "$probe" "pillow-simd==$version" >"$probe/log" 2>&1; then
-    tail -n 5 "$probe/log" >&2
-    stay "Pillow-SIMD did not build, see above"
+# Built once: pip puts Pillow back whenever it installs something that asks for it.
+wheels=$venv/pillow-simd
+if ! ls "$wheels/pillow_simd-$version-"*.whl >/dev/null 2>&1; then
+    build
 fi
 "$python" -m pip uninstall -q -y pillow pillow-simd 2>/dev/null
-"$python" -m pip install -q --no-deps "$probe"/*.whl
+"$python" -m pip install -q --no-deps "$wheels/pillow_simd-$version-"*.whl
+formats='"jpg", "webp", "libtiff", "jpg_2000", "zlib", "littlecms2"'
+if ! "$python" -c "from PIL import features; assert all(map(features.check, ($formats)))" 2>/dev/null; then
+    "$python" -m pip uninstall -q -y pillow-simd
+    "$python" -m pip install -q --no-deps "pillow==$(sed -n 's/^pillow==//p' "$here/../constraints.txt")"
+    stay "the Pillow-SIMD that was built lacks a format"
+fi
 echo "image library: Pillow-SIMD $(installed)"
