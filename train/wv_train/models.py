@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from wv_train.errors import ModelError
-from wv_train.resnet import SmallResNet, batch_norm, group_norm
+from wv_train.resnet import SmallResNet, batch_norm, group_norm, relu, silu
 from wv_train.table import close_matches
 
 SMALL_MODELS = {
-    "wv_resnet_16_32_64": ((16, 32, 64), batch_norm),
-    "wv_resnet_32_64_128": ((32, 64, 128), batch_norm),
-    "wv_resnet_16_32_64_gn": ((16, 32, 64), group_norm),
-    "wv_resnet_32_64_128_gn": ((32, 64, 128), group_norm),
+    "wv_resnet_16_32_64": ((16, 32, 64), batch_norm, relu),
+    "wv_resnet_32_64_128": ((32, 64, 128), batch_norm, relu),
+    "wv_resnet_16_32_64_gn": ((16, 32, 64), group_norm, silu),
+    "wv_resnet_32_64_128_gn": ((32, 64, 128), group_norm, silu),
 }
-"""Name → channels of the three stages, and the normalisation."""
+"""Name → channels of the three stages, normalisation, activation. The `_gn` ones depend on no other sample of a batch."""
 
 _DEFAULT_MEAN = (0.485, 0.456, 0.406)
 _DEFAULT_STD = (0.229, 0.224, 0.225)
@@ -30,8 +30,7 @@ def make_model(name: str, classes: int) -> nn.Module:
     Raises ModelError for a name that is neither ours nor timm's.
     """
     if name in SMALL_MODELS:
-        channels, norm = SMALL_MODELS[name]
-        return SmallResNet(classes, channels, norm)
+        return SmallResNet(classes, *SMALL_MODELS[name])
     import timm  # takes as long to load as torch; a small model starts without it
 
     if not timm.is_model(name):
