@@ -18,7 +18,7 @@ SMALL_MODELS = {
     "wv_resnet_16_32_64_gn": ((16, 32, 64), group_norm, silu),
     "wv_resnet_32_64_128_gn": ((32, 64, 128), group_norm, silu),
 }
-"""Name → channels of the three stages, normalisation, activation. `_gn`: no sample depends on the others of its batch."""
+"""Name → channels of the three stages, normalisation, activation. `_gn`: samples do not depend on their batch."""
 
 _DEFAULT_MEAN = (0.485, 0.456, 0.406)
 _DEFAULT_STD = (0.229, 0.224, 0.225)
