@@ -132,6 +132,22 @@ def test_rotten_samples_are_named_in_the_run_and_do_not_stop_it(
     assert {(row["ordinal"], row["shard"], row["reason"]) for row in rows} == {(50, tar.name, "checksum")}
 
 
+def test_resuming_on_other_shards_blames_the_shards_and_not_the_validation_set(
+    wv_train: Callable[..., tuple[int, str, str]],
+    recipe: Path,
+    small_dataset: Path,
+    val_dataset: Path,
+    tmp_path: Path,
+    draw_dataset: Callable[..., Path],
+) -> None:
+    out = tmp_path / "run"
+    start = ("--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    assert wv_train(*start)[0] == 0
+    other = draw_dataset(tmp_path / "other", [40, 20])
+    resumed = wv_train("--resume", "--out", out, "--shards", other, "--device", "cpu")
+    _refused(resumed, 1, "last.pt: trained on the data set", "give the shards that the run began with")
+
+
 def test_wrong_usage_is_exit_code_2(
     wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
 ) -> None:

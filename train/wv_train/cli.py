@@ -31,7 +31,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--shards", type=click.Path(path_type=Path), help="Training shards, made by wv-ingest.")
 @click.option("--val", type=click.Path(path_type=Path), help="Validation shards, with the same classes.")
 @click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="A shipped recipe or a TOML file.")

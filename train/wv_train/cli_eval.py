@@ -28,7 +28,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--run", "run_path", required=True, type=click.Path(path_type=Path), help="Folder of a run of wv-train.")
 @click.option("--shards", required=True, type=click.Path(path_type=Path), help="Shards to evaluate on.")
 @click.option("--checkpoint", type=click.Choice(["last", "best"]), default="last", show_default=True)

@@ -73,9 +73,7 @@ def run_job(job: Job) -> None:
     else:
         run.check_new()
     with open_world(job.device) as world:
-        model, plans, facts = prepare(job, world)
-        if checkpoint is not None:
-            checkpoint.check_data(run.last, manifest_digest=facts.manifest_digest, classes=facts.classes)
+        model, plans, facts = prepare(job, world, checkpoint)
         screen = Screen()
         say = screen.say if world.is_main else _silent
         for line in opening_lines(job, world, model, plans, facts):
@@ -127,8 +125,11 @@ def _train(trainer: Trainer, job: Job, world: World, run: RunDirectory, say: Cal
         ) from error
 
 
-def prepare(job: Job, world: World) -> tuple[nn.Module, list[PhasePlan], Facts]:
-    """Open every loader once and make the model: all that can be refused before anything is written."""
+def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tuple[nn.Module, list[PhasePlan], Facts]:
+    """Open every loader once and make the model: all that can be refused before anything is written.
+
+    Raises TrainError where the training shards are not those of `checkpoint`.
+    """
     plans = []
     facts: Facts | None = None
     for index, phase in enumerate(job.recipe.phases):
@@ -136,6 +137,8 @@ def prepare(job: Job, world: World) -> tuple[nn.Module, list[PhasePlan], Facts]:
             plans.append(plan_phase(phase, loader))
             facts = facts or _facts(loader)
     assert facts is not None  # a recipe has a phase
+    if checkpoint is not None:
+        checkpoint.check_data(RunDirectory(job.out).last, manifest_digest=facts.manifest_digest)
     if job.data.val is not None:
         _open_validation(job, world, facts).close()
     torch.manual_seed(job.recipe.seed)
