@@ -29,6 +29,7 @@ from wv_ingest.build_state import (
     load_state,
     remove_build_dir,
     save_state,
+    tars_of,
     unlock_orphans,
 )
 from wv_ingest.check import CheckOptions, Reason, codecs
@@ -151,6 +152,11 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
             return _complete_before(out, identity, started)
         unlock_orphans(build_dir)
         state = load_state(build_dir, out, identity)
+        if state is not None and state.tars != tars_of(source):
+            raise BuildMismatchError(
+                f"{out}: holds an unfinished build from other tars than {source.root} has now (added, removed or of "
+                "another size); put them back, or build into a new folder"
+            )
         pool = WorkerPool(options.workers, _packer(source, build_dir, options))
         with _closing(pool):
             if state is None:

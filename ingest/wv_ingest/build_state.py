@@ -66,6 +66,8 @@ class BuildState:
     """By class id, the id in the source; None: the same."""
     metadata: bool
     """Whether samples.parquet has the columns of METADATA_SCHEMA."""
+    tars: list[list[Any]]
+    """Names and bytes of the source's tars, by the number that the plan's rows name."""
     unlisted: list[Any] | None
     """How many files no list names, and the first names; None: not looked for."""
     class_rows: list[int]
@@ -219,6 +221,7 @@ def save_state(
         origin_rows=dict(sorted(origins.items())),
         original_ids=None if source.original_ids is None else list(source.original_ids),
         metadata=source.has_metadata,
+        tars=tars_of(source),
         unlisted=None if lookup.unlisted is None else [lookup.unlisted.files, list(lookup.unlisted.first)],
         repeated=len(order.repeated),
         class_rows=source.class_rows().tolist(),
@@ -227,6 +230,11 @@ def save_state(
     )
     write_atomic(build_dir / PLAN_FILE, json.dumps(asdict(state), indent=1).encode())
     return state
+
+
+def tars_of(source: Source) -> list[list[Any]]:
+    """Names and bytes of its tars."""
+    return [[tar.name, tar.stat().st_size] for tar in source.tars]
 
 
 def _write_filtered(path: Path, left_out: pa.Table) -> None:

@@ -166,7 +166,8 @@ def build_shards(
 
     SOURCE is a WebVision root (info/, google/, flickr/, val_images_256/, or their tars as downloaded, which are read
     in place), a folder of class folders, or a list (CSV, TSV, JSON lines, Parquet) of paths and labels.
-    Every row ends in a shard or in rejects.parquet. A build that was stopped, even by a power cut, goes on when the same command is run again.
+    Every row ends in a shard or in rejects.parquet. A build that was stopped, even by a power cut, goes on when the
+    same command is run again.
 
     \b
     Examples:
