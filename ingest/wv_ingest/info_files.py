@@ -17,12 +17,17 @@ class InfoFiles:
         self._root = root
         self._tar = root / INFO_TAR
         self._members: dict[str, tuple[int, int]] = {}
+        self.damage = ""
+        """What is wrong with the tar, for a person; empty if nothing."""
         if self._tar.is_file():
             with open(self._tar, "rb") as file:
-                for member in TarWalk(file.fileno(), os.fstat(file.fileno()).st_size).members():
+                walk = TarWalk(file.fileno(), os.fstat(file.fileno()).st_size)
+                for member in walk.members():
                     name = member.name.decode("utf-8", "backslashreplace").rsplit("/", 1)[-1]
                     if name.endswith(".txt") and member.link is None:
                         self._members[name] = (member.offset, member.size)
+                if walk.damage:
+                    self.damage = f"{INFO_TAR}: {walk.damage}"
 
     def __contains__(self, name: str) -> bool:
         return self._file(name) is not None or name in self._members

@@ -20,9 +20,11 @@ NO_LIST, BAD_LIST, NO_RECORD = "no-list", "bad-list", "no-record"
 """The row names no list, or one that is not there; the list is no JSON array; it has no such record or a broken one."""
 _BLANK = re.compile(r"[\s,]*")
 _KEPT_ARRAYS = 4096
+_MOST_BYTES = 1 << 29
+"""Of a longer list only the records within so many bytes are found; real ones have about a million."""
 
 Fetch = Callable[[bytes, int, int], bytes | None]
-"""(path, offset, size; −1: to the end) → bytes, None if there is no such list."""
+"""(path, offset, size) → bytes, fewer at the list's end; None if there is no such list."""
 
 
 class Metadata:
@@ -68,7 +70,7 @@ class Metadata:
         try:
             spans: NDArray[np.int64] = np.load(note)
         except OSError:
-            data = self._fetch(path, 0, -1)
+            data = self._fetch(path, 0, _MOST_BYTES)
             if data is None:
                 return NO_LIST
             found = record_spans(data)

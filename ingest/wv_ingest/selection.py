@@ -71,9 +71,11 @@ def select(source: Source, origin: str | None, class_ids: Sequence[int] | None, 
     rows = source.rows.set_column(column, "label", pa.array(new_labels, pa.int32()))
     out = np.flatnonzero(~kept)
     numbers = pa.array(out)
-    detail = np.where(new_labels[out] < 0, np.char.add("class-", labels[out].astype(str)), "source")
+    words = pa.array([*(f"class-{c}" for c in range(len(source.class_names))), "source"])
+    codes = np.where(new_labels[out] < 0, labels[out], len(words) - 1).astype(np.int32)
+    detail = pa.DictionaryArray.from_arrays(pa.array(codes), words)
     left_out = rows.select(["path", "label", "source"]).take(numbers)
-    left_out = left_out.append_column("detail", pa.array(detail).dictionary_encode()).append_column("row", numbers)
+    left_out = left_out.append_column("detail", detail).append_column("row", numbers)
     return replace(
         source,
         rows=rows.filter(pa.array(kept)).combine_chunks(),

@@ -40,12 +40,15 @@ class SourceFiles:
         return os.pread(self._open[tar], size, offset)
 
     def metadata(self, path: bytes, offset: int, size: int) -> bytes | None:
-        """Bytes of a metadata list, all from `offset` on where size is −1; None if there is no such list."""
+        """Bytes of a metadata list, `size` of them at most; None if there is no such list."""
         if not path or b".." in path.split(b"/") or path.startswith(b"/"):
             return None
         for folder in _METADATA_FOLDERS:
+            name = os.path.join(self._root, folder, path)
             try:
-                with open(os.path.join(self._root, folder, path), "rb") as file:
+                if not os.path.isfile(name):  # a pipe would hang
+                    continue
+                with open(name, "rb") as file:
                     file.seek(offset)
                     return file.read(size)
             except (OSError, ValueError):
@@ -55,7 +58,7 @@ class SourceFiles:
             return None
         tar, start, whole = place
         try:
-            return self.member((tar, start + offset, whole - offset if size < 0 else size))
+            return self.member((tar, start + offset, min(size, whole - offset)))
         except OSError:
             return None
 

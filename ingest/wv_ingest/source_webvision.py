@@ -26,7 +26,7 @@ _CHUNK_LINES = 1 << 16
 def read(root: Path, split: Split, only: Origin, classes: Classes | None) -> Source:
     """Rows of the training or the validation lists; see `sources.read_source`."""
     info = InfoFiles(root)
-    warnings: list[str] = []
+    warnings = [info.damage] if info.damage else []
     names = _class_names(info, classes)
     flat = b""
     if split == "train":
@@ -66,7 +66,7 @@ def read(root: Path, split: Split, only: Origin, classes: Classes | None) -> Sou
         warnings=tuple(warnings),
         tars=tuple(_tars(root, split, only)),
         flat=flat,
-        folders=(flat.decode(),) if flat else SOURCE_FOLDERS,
+        folders=(flat.decode(),) if flat else SOURCE_FOLDERS if only == "all" else (only,),
     )
 
 
@@ -89,7 +89,7 @@ def _train_lists(root: Path, info: InfoFiles) -> list[str]:
     if not parts:
         raise SourceError(
             f"{root}: no train_filelist_google.txt, _flickr.txt or _all.txt in info/ or {INFO_TAR}; "
-            "--split train needs them"
+            "--split train needs them" + (f" ({info.damage})" if info.damage else "")
         )
     return parts
 

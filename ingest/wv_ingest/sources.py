@@ -223,7 +223,10 @@ def detect(path: Path) -> SourceFormat:
             return "list"
         raise SourceError(f"{path}: not a list; expected a file that ends in {', '.join(LIST_SUFFIXES)}")
     info = path / "info"
-    lists = any(info.glob("train_filelist_*.txt")) or (info / "val_filelist.txt").is_file()
+    lists = (
+        any(any(folder.glob("train_filelist_*.txt")) for folder in (path, info))
+        or (info / "val_filelist.txt").is_file()
+    )
     if lists or (path / "info.tar").is_file():
         return "webvision"
     if any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir()):

@@ -256,7 +256,7 @@ def _walk(root: bytes, folder: bytes) -> Iterator[bytes]:
                 path = folder + b"/" + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     below.append(path)
-                else:
+                elif not entry.is_dir():
                     yield path
     except OSError:  # a folder that can't be read: its rows say so
         return

@@ -250,9 +250,8 @@ def test_sparse_members_and_hard_links_of_gnu_tar(tmp_path: Path, encode: Draw, 
         out = tmp_path / sparse_format
         build_small(root, out, max_reject_fraction=1.0)
         assert pq.read_table(out / "rejects.parquet").column("path").to_pylist() == [names[1]]
-        hashes = dict(
-            zip(*pq.read_table(out / "samples.parquet", columns=["path", "content_hash"]).to_pydict().values())
-        )
+        samples = pq.read_table(out / "samples.parquet", columns=["path", "content_hash"]).to_pydict()
+        hashes = dict(zip(samples["path"], samples["content_hash"], strict=True))
         assert hashes[names[0]] == hashes[names[3]] != hashes[names[2]]
 
 
@@ -338,6 +337,13 @@ def test_an_archive_without_lists_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"no train_filelist_google.txt, _flickr.txt or _all.txt in info/ or info.tar"
     ):
+        read_source(tmp_path, SourceOptions())
+
+
+def test_a_damaged_info_tar_says_so(archives: Path, tmp_path: Path) -> None:
+    shutil.copy(archives / "info.tar", tmp_path)
+    os.truncate(tmp_path / "info.tar", 1500)
+    with pytest.raises(SourceError, match=r"needs them \(info.tar: ends at byte 1500"):
         read_source(tmp_path, SourceOptions())
 
 
