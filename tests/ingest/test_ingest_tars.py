@@ -159,6 +159,29 @@ def test_tars_read_in_place_give_the_bytes_of_the_tree(
     assert Manifest.load(tmp_path / "tars-val").samples == 6
 
 
+@pytest.mark.parametrize("sign", ["members-*.npy", "plan.json", "*.outcomes"])
+def test_a_build_from_tars_that_was_killed_ends_with_the_same_bytes(
+    archives: Path,
+    tmp_path: Path,
+    build_small: Build,
+    folder_bytes: FolderBytes,
+    start_ingest: Callable[..., subprocess.Popen[str]],
+    sign: str,
+) -> None:
+    """Killed as soon as the sign is there: while indexing, before the first shard, between shards."""
+    out = tmp_path / "killed"
+    arguments = ("--size", 16, "--workers", 1, "--max-reject-fraction", 0.5)
+    with start_ingest("build-shards", archives, out, *arguments) as process:
+        deadline = time.monotonic() + 60
+        while not any((out / ".build").glob(sign)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+    build_small(archives, out)
+    build_small(archives, tmp_path / "whole")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
+
+
 def test_some_as_tars_and_some_as_folders_give_the_same_bytes(
     tree: Path, tmp_path: Path, build_small: Build, folder_bytes: FolderBytes, digits: int
 ) -> None:
