@@ -18,7 +18,7 @@ import pytest
 from wv_ingest.build import BuildResult
 from wv_ingest.errors import SourceError
 from wv_ingest.keys import key_of
-from wv_ingest.metadata import record_spans
+from wv_ingest.metadata import Metadata, record_spans
 from wv_ingest.sources import SourceOptions, read_source
 from wv_ingest.tar_walk import TarWalk
 from wv_ingest.tars import source_path
@@ -219,7 +219,7 @@ def test_a_truncated_tar_gives_what_it_has_and_the_rest_is_missing(
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_the_walk_finds_what_tarfile_finds(tmp_path: Path, tar_format: int) -> None:
     """Names of all lengths, links, folders, odd members, base-256 sizes."""
-    names = ["a", "d/" + "n" * 90, "d/" * 40 + "deep", "ü/写.jpg"]
+    names = ["a", "d/" + "n" * 90, "d/" * 60 + "deep", "ü/写.jpg"]
     if tar_format != tarfile.USTAR_FORMAT:
         names += ["l" * 300, "p/" * 200 + "x"]
     with tarfile.open(tmp_path / "x.tar", "w", format=tar_format, encoding="utf-8") as tar:
@@ -245,6 +245,38 @@ def test_the_walk_finds_what_tarfile_finds(tmp_path: Path, tar_format: int) -> N
     assert [(m.name, m.offset, m.size) for m in found if m.link is None] == expected
     assert [(m.name, m.link) for m in found if m.link is not None] == [(b"hard", names[1].encode())]
     assert (walk.damage, walk.odd) == ("", 0)
+
+
+def test_a_damaged_header_ends_the_walk_with_its_place(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for i in range(5):
+            info = tarfile.TarInfo(f"{i}.jpg")
+            info.size = 600
+            tar.addfile(info, io.BytesIO(bytes(600)))
+    with open(tmp_path / "x.tar", "r+b") as file:
+        file.seek(3 * 1536 + 100)
+        file.write(b"\xff" * 30)
+        file.flush()
+        walk = TarWalk(file.fileno(), os.fstat(file.fileno()).st_size)
+        assert [member.name for member in walk.members()] == [b"0.jpg", b"1.jpg", b"2.jpg"]
+    assert walk.damage == f"no header of a member at byte {3 * 1536}"
+
+
+def test_records_of_any_text_are_stored_as_text(tmp_path: Path) -> None:
+    """Half a surrogate pair, a byte that is not UTF-8, numbers, control characters."""
+    data = b'\xef\xbb\xbf[{"title": "\\ud83d x", "url": "\xff", "rank": 3, "tags": {"a": true}, "site": "a\nb"}, 7]'
+
+    def fetch(path: bytes, offset: int, size: int) -> bytes | None:
+        return data[offset : offset + size] if path == b"google/q0001.json" else None
+
+    metadata = Metadata(tmp_path, fetch)
+    record, gap = metadata.record(b"google/q0001.json", 1)
+    assert gap == ""
+    assert (record["title"], record["url"], record["rank"]) == ("\\ud83d x", "\ufffd", "3")
+    assert (record["tags"], record["site"], record["id"]) == ('{"a": true}', "a\nb", None)
+    assert [metadata.record(b"google/q0001.json", n) for n in (0, 2, 3)] == [({}, "no-record")] * 3
+    assert metadata.record(b"", 1) == ({}, "no-list")
+    assert Metadata(tmp_path, lambda *_: None).record(b"google/q0001.json", 1) == ({}, "no-record")
 
 
 def test_sparse_members_and_hard_links_of_gnu_tar(tmp_path: Path, encode: Draw, build_small: Build) -> None:
