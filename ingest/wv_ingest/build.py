@@ -11,6 +11,7 @@ depend on it, nor on the number of workers.
 """
 
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,11 +29,13 @@ from wv_ingest.build_state import (
     load_state,
     remove_build_dir,
     save_state,
+    tars_of,
     unlock_orphans,
 )
 from wv_ingest.check import CheckOptions, Reason, codecs
 from wv_ingest.errors import BuildError, BuildMismatchError, SourceError
 from wv_ingest.finalize import finalize
+from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import Packer, TrialJob, outcomes_path
 from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
@@ -56,7 +59,9 @@ class BuildOptions:
     """A shard weighs about so many million bytes at most."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     max_reject_fraction: float = DEFAULT_REJECT_FRACTION
-    """The build stops as soon as more of the source's rows than this are rejected."""
+    """The build stops as soon as more of the source's rows than this are rejected; `filtered` ones do not count."""
+    unlisted: bool = True
+    """Look for files that no list names; it decides that field of the manifest only."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -79,6 +84,7 @@ class BuildOptions:
             "max_side": self.check.max_side_px,
             "min_side": self.check.min_side_px,
             "source_format": source.source_format,
+            **self.source.deciding(),
             "source_rows": source.digest(),
         }
 
@@ -103,6 +109,7 @@ class DryRun:
     order: RowOrder
     shards: tuple[PlannedShard, ...]
     bytes_per_row: int
+    lookup: Lookup
 
 
 def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> DryRun:
@@ -114,10 +121,12 @@ def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> D
     """
     source = _read(source_path, options, progress)
     order = order_rows(source, options.seed)
-    pool = WorkerPool(options.workers, Packer(source.root, Path(os.devnull), options.check))
-    with _closing(pool):
-        shards, bytes_per_row = _cut(source, order, options, pool)
-    return DryRun(source=source, order=order, shards=tuple(shards), bytes_per_row=bytes_per_row)
+    with tempfile.TemporaryDirectory(prefix="wv-ingest-") as scratch:
+        pool = WorkerPool(options.workers, _packer(source, Path(scratch), options))
+        with _closing(pool):
+            lookup = look_up(source, Path(scratch), pool, progress, unlisted=options.unlisted)
+            shards, bytes_per_row = _cut(source, order, lookup, options, pool)
+    return DryRun(source=source, order=order, shards=tuple(shards), bytes_per_row=bytes_per_row, lookup=lookup)
 
 
 def build(source_path: Path, out: Path, options: BuildOptions, progress: Progress) -> BuildResult:
@@ -143,7 +152,12 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
             return _complete_before(out, identity, started)
         unlock_orphans(build_dir)
         state = load_state(build_dir, out, identity)
-        pool = WorkerPool(options.workers, Packer(source.root.resolve(), build_dir, options.check))
+        if state is not None and state.tars != tars_of(source):
+            raise BuildMismatchError(
+                f"{out}: holds an unfinished build from other tars than {source.root} has now (added, removed or of "
+                "another size); put them back, or build into a new folder"
+            )
+        pool = WorkerPool(options.workers, _packer(source, build_dir, options))
         with _closing(pool):
             if state is None:
                 state = _plan(build_dir, identity, source, options, pool, progress)
@@ -152,6 +166,10 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
             packed_rows = _pack(out, build_dir, state, options, pool, progress)
         manifest = finalize(out, build_dir, state, class_names, deciding, codecs(), progress)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
+
+
+def _packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:
+    return Packer(source.root.resolve(), build_dir, options.check, tuple(tar.resolve() for tar in source.tars))
 
 
 def _read(path: Path, options: BuildOptions, progress: Progress) -> Source:
@@ -176,16 +194,22 @@ def _plan(
 ) -> BuildState:
     progress.note("planning")
     order = order_rows(source, options.seed)
-    shards, bytes_per_row = _cut(source, order, options, pool)
-    return save_state(build_dir, identity, source, order, shards, bytes_per_row)
+    lookup = look_up(source, build_dir, pool, progress, unlisted=options.unlisted)
+    shards, bytes_per_row = _cut(source, order, lookup, options, pool)
+    return save_state(build_dir, identity, source, order, shards, bytes_per_row, lookup)
 
 
 def _cut(
-    source: Source, order: RowOrder, options: BuildOptions, pool: "WorkerPool[Any, Any]"
+    source: Source, order: RowOrder, lookup: Lookup, options: BuildOptions, pool: "WorkerPool[Any, Any]"
 ) -> tuple[list[PlannedShard], int]:
     """Shards and the mean bytes of a row, learnt by packing some rows in trial."""
     paths = source.rows.column("path").take(order.trial).to_pylist()
-    jobs = [TrialJob(paths=tuple(paths[i : i + _TRIAL_CHUNK])) for i in range(0, len(paths), _TRIAL_CHUNK)]
+    found = [(-1, 0, 0)] * len(paths) if lookup.places is None else lookup.places[order.trial].tolist()
+    places = [None if place[0] < 0 else place for place in found]
+    starts = range(0, len(paths), _TRIAL_CHUNK)
+    jobs = [
+        TrialJob(paths=tuple(paths[i : i + _TRIAL_CHUNK]), places=tuple(places[i : i + _TRIAL_CHUNK])) for i in starts
+    ]
     weights = [weight for weights in pool.run(jobs) for weight in weights]
     bytes_per_row = max(1, sum(weights) // len(weights))
     return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000), bytes_per_row
@@ -210,15 +234,16 @@ def _pack(
             rejects.update(summary.rejects)
             done_rows += summary.rows
     done_rejects = sum(rejects.values())
-    _check_rejects(rejects, state.rows, options)
+    wanted = state.rows - state.filtered
+    _check_rejects(rejects, wanted, options)
     done_rows += state.repeated
-    progress.start(total_rows=state.rows, done_rows=done_rows, done_rejects=done_rejects, counters=pool.counters)
+    progress.start(total_rows=wanted, done_rows=done_rows, done_rejects=done_rejects, counters=pool.counters)
     # The largest first: the last ones to finish are then small. The order of work decides no byte.
     for summary in pool.run(sorted(todo, key=lambda s: s.start - s.stop), progress.tick):
         rejects.update(summary.rejects)
-        _check_rejects(rejects, state.rows, options)
+        _check_rejects(rejects, wanted, options)
     progress.stop()
-    return state.rows - done_rows
+    return wanted - done_rows
 
 
 def _finished(out: Path, build_dir: Path, shard: PlannedShard) -> ShardSummary | None:

@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
@@ -23,13 +25,24 @@ import pyarrow.ipc
 from wv_ingest.check import Reason
 from wv_ingest.errors import BuildMismatchError
 from wv_ingest.keys import text_of
+from wv_ingest.lookup import Lookup
 from wv_ingest.outcomes import OutcomeRows
 from wv_ingest.pack import PLAN_ROWS_FILE, WORKERS_LOCK_FILE
 from wv_ingest.plan import PlannedShard, RowOrder
 from wv_ingest.sources import Source
-from wv_shards import BUILD_DIR, MANIFEST_FILE, OutputExistsError, atomic_file, fsync_directory, write_atomic
+from wv_ingest.tars import PLACE_DTYPE
+from wv_shards import (
+    BUILD_DIR,
+    MANIFEST_FILE,
+    REJECTS_SCHEMA,
+    OutputExistsError,
+    atomic_file,
+    fsync_directory,
+    write_atomic,
+)
 
 PLAN_FILE = "plan.json"
+FILTERED_FILE = "filtered.arrow"
 REPEATED_FILE = "repeated.outcomes"
 LOCK_FILE = "lock"
 _CHUNK_ROWS = 1 << 16
@@ -45,6 +58,18 @@ class BuildState:
     """Rows of the source."""
     repeated: int
     """Rows whose path an earlier row has; they are in no shard."""
+    filtered: int
+    """Rows that were not asked for; they are in no shard."""
+    origin_rows: dict[str, int]
+    """By `google` and `flickr`, filtered rows left out; empty where the source has no origins."""
+    original_ids: list[int] | None
+    """By class id, the id in the source; None: the same."""
+    metadata: bool
+    """Whether samples.parquet has the columns of METADATA_SCHEMA."""
+    tars: list[list[Any]]
+    """Names and bytes of the source's tars, by the number that the plan's rows name."""
+    unlisted: list[Any] | None
+    """How many files no list names, and the first names; None: not looked for."""
     class_rows: list[int]
     """By class id."""
     bytes_per_row: int
@@ -158,24 +183,46 @@ def save_state(
     order: RowOrder,
     shards: list[PlannedShard],
     bytes_per_row: int,
+    lookup: Lookup,
 ) -> BuildState:
-    """Write the plan: rows in its order, repeated rows as outcomes, and last plan.json."""
+    """Write the plan: rows in its order, repeated and filtered rows as outcomes, and last plan.json."""
     rows = source.rows
+    if lookup.places is not None:
+        for name in PLACE_DTYPE.names or ():
+            rows = rows.append_column(name, pa.array(np.ascontiguousarray(lookup.places[name])))
+    numbers_of = np.arange(rows.num_rows) if source.numbers is None else source.numbers
     schema = rows.schema.append(pa.field("row", pa.int64()))
     with atomic_file(build_dir / PLAN_ROWS_FILE) as file, pa.ipc.new_file(file, schema) as writer:
         for start in range(0, len(order.order), _CHUNK_ROWS):
             numbers = pa.array(order.order[start : start + _CHUNK_ROWS])
-            writer.write_table(rows.take(numbers).append_column("row", numbers).combine_chunks())
+            own = pa.array(numbers_of[order.order[start : start + _CHUNK_ROWS]])
+            writer.write_table(rows.take(numbers).append_column("row", own).combine_chunks())
     repeated = OutcomeRows()
     first_labels = _first_labels(rows, order)
     for number, row in zip(order.repeated.tolist(), rows.take(pa.array(order.repeated)).to_pylist(), strict=True):
         path, label = row["path"], row["label"]
         detail = "same-label" if first_labels[path] == label else "other-label"
-        repeated.reject(row=number, path=text_of(path), label=label, reason=Reason.REPEATED_ROW.value, detail=detail)
+        repeated.reject(
+            row=int(numbers_of[number]),
+            path=text_of(path),
+            label=label,
+            reason=Reason.REPEATED_ROW.value,
+            detail=detail,
+        )
     repeated.write(build_dir / REPEATED_FILE, None)
+    if source.left_out is not None:
+        _write_filtered(build_dir / FILTERED_FILE, source.left_out)
+    origins = Counter(dict(zip(*_value_counts(rows.column("source")), strict=True)))
+    origins.pop("", None)
     state = BuildState(
         identity=identity,
-        rows=rows.num_rows,
+        rows=source.rows_in_all,
+        filtered=source.rows_in_all - rows.num_rows,
+        origin_rows=dict(sorted(origins.items())),
+        original_ids=None if source.original_ids is None else list(source.original_ids),
+        metadata=source.has_metadata,
+        tars=tars_of(source),
+        unlisted=None if lookup.unlisted is None else [lookup.unlisted.files, list(lookup.unlisted.first)],
         repeated=len(order.repeated),
         class_rows=source.class_rows().tolist(),
         bytes_per_row=bytes_per_row,
@@ -183,6 +230,41 @@ def save_state(
     )
     write_atomic(build_dir / PLAN_FILE, json.dumps(asdict(state), indent=1).encode())
     return state
+
+
+def tars_of(source: Source) -> list[list[Any]]:
+    """Names and bytes of its tars."""
+    return [[tar.name, tar.stat().st_size] for tar in source.tars]
+
+
+def _write_filtered(path: Path, left_out: pa.Table) -> None:
+    """Rows that were not asked for, in the source's order, as `finalize` streams them into the table of rejects."""
+    schema = pa.schema([("row", pa.int64()), *REJECTS_SCHEMA])
+    with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
+        for start in range(0, left_out.num_rows, _CHUNK_ROWS):
+            part = left_out.slice(start, _CHUNK_ROWS)
+            columns = {
+                "row": part.column("row"),
+                "path": pa.array([text_of(text) for text in part.column("path").to_pylist()], pa.string()),
+                "label": part.column("label"),
+                "reason": pa.repeat(pa.scalar(Reason.FILTERED.value), part.num_rows),
+                "detail": part.column("detail").cast(pa.string()),
+            }
+            writer.write_table(pa.table(columns).cast(schema).combine_chunks())
+
+
+def filtered_rows(build_dir: Path) -> Iterator[pa.Table]:
+    """The rows that `_write_filtered` noted, some ten thousand at a time; none if there is no such file."""
+    if not (build_dir / FILTERED_FILE).is_file():
+        return
+    with pa.memory_map(str(build_dir / FILTERED_FILE)) as file, pa.ipc.open_file(file) as reader:
+        for number in range(reader.num_record_batches):
+            yield pa.Table.from_batches([reader.get_batch(number)])
+
+
+def _value_counts(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
+    counts = pc.value_counts(column.cast(pa.string()))
+    return counts.field("values").to_pylist(), counts.field("counts").to_pylist()
 
 
 def remove_build_dir(build_dir: Path) -> None:

@@ -43,8 +43,10 @@ class Reason(StrEnum):
 
     REPEATED_ROW = "repeated-row"
     """The same path stood in the source before; the first row counts."""
+    FILTERED = "filtered"
+    """The row was not asked for: another origin, another class."""
     MISSING = "missing"
-    """There is no such file."""
+    """There is no such file, and no such member of a tar."""
     UNREADABLE = "unreadable"
     """The file is there but can't be read: permission, I/O error, a folder."""
     EMPTY = "empty"

@@ -18,6 +18,7 @@ from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.errors import IngestError, Stopped
 from wv_ingest.progress import Progress
 from wv_ingest.report import print_dry_run, print_stats, print_summary, print_verified, stats_document
+from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
 from wv_shards import Dataset, ShardsError
 
@@ -80,6 +81,18 @@ def main() -> None:
     metavar="TRAIN_SHARDS",
     help="Use the classes (names and ids) of these shards: for validation sets.",
 )
+@click.option(
+    "--only",
+    type=click.Choice(["google", "flickr", "all"]),
+    default="all",
+    show_default=True,
+    help="WebVision: the rows of one search engine; the others are counted as filtered.",
+)
+@click.option(
+    "--classes",
+    metavar="IDS",
+    help="Only these classes, as in 0-49 or 0-49,60; their ids become 0 … k−1, other rows are counted as filtered.",
+)
 @click.option("--path-column", default="path", show_default=True, help="Of a list: the column of paths.")
 @click.option(
     "--label-column",
@@ -120,6 +133,9 @@ def main() -> None:
 @click.option(
     "--min-side", type=click.IntRange(1), default=8, show_default=True, help="Reject images with a shorter side."
 )
+@click.option(
+    "--no-unlisted", is_flag=True, help="WebVision: do not look for files that no list names (a walk of all folders)."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @one_line_errors
 def build_shards(
@@ -129,6 +145,8 @@ def build_shards(
     source_format: Any,
     split: Any,
     classes_from: Path | None,
+    only: Any,
+    classes: str | None,
     path_column: str,
     label_column: str,
     size_px: int,
@@ -141,18 +159,21 @@ def build_shards(
     max_pixels: int,
     max_side: int,
     min_side: int,
+    no_unlisted: bool,
     dry_run: bool,
 ) -> None:
     """Check, resize and pack the images of SOURCE into shards in OUT.
 
-    SOURCE is a WebVision root (info/, google/, flickr/, val_images_256/), a folder of class folders, or a list
-    (CSV, TSV, JSON lines, Parquet) of paths and labels. Every row ends in a shard or in rejects.parquet. A build
-    that was stopped, even by a power cut, goes on when the same command is run again.
+    SOURCE is a WebVision root (info/, google/, flickr/, val_images_256/, or their tars as downloaded, which are read
+    in place), a folder of class folders, or a list (CSV, TSV, JSON lines, Parquet) of paths and labels.
+    Every row ends in a shard or in rejects.parquet. A build that was stopped, even by a power cut, goes on when the
+    same command is run again.
 
     \b
     Examples:
       wv-ingest build-shards /data/webvision shards/train
       wv-ingest build-shards /data/webvision shards/val --split val --classes-from shards/train
+      wv-ingest build-shards /data/webvision shards/mini --only google --classes 0-49
       wv-ingest build-shards photos/list.csv shards --path-column file --label-column class --size 0
       wv-ingest build-shards /data/webvision shards/train --dry-run
     """
@@ -172,10 +193,13 @@ def build_shards(
                 path_column=path_column,
                 label_column=label_column,
                 classes_from=classes_from,
+                only=only,
+                class_ids=None if classes is None else parse_classes(classes),
             ),
             seed=seed,
             shard_mb=shard_mb,
             max_reject_fraction=max_reject_fraction,
+            unlisted=not no_unlisted,
             **({} if workers is None else {"workers": workers}),
         )
     except ValueError as error:

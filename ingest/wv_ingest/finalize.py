@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wv_ingest.build_state import REPEATED_FILE, BuildState, remove_build_dir
+from wv_ingest.build_state import REPEATED_FILE, BuildState, filtered_rows, remove_build_dir
+from wv_ingest.check import Reason
 from wv_ingest.outcomes import packed, read_outcomes, read_summary, records_of, rejected
 from wv_ingest.pack import outcomes_path
 from wv_ingest.progress import Progress
 from wv_shards import (
     INDEX_FILE,
+    METADATA_SCHEMA,
     REJECTS_FILE,
     REJECTS_SCHEMA,
     SAMPLES_FILE,
@@ -28,7 +31,9 @@ from wv_shards import (
     ClassInfo,
     IndexArray,
     Manifest,
+    OriginInfo,
     ShardInfo,
+    UnlistedInfo,
     atomic_file,
     band_of,
     file_checksum,
@@ -47,6 +52,7 @@ class _Account:
     def __init__(self, state: BuildState) -> None:
         self.seen = np.zeros(state.rows, dtype=bool)
         self.class_samples: NDArray[np.int64] = np.zeros(len(state.class_rows), dtype=np.int64)
+        self.origin_samples: Counter[str] = Counter()
         self.rejects: Counter[str] = Counter()
         self._rejected: list[pa.Table] = []
 
@@ -57,14 +63,26 @@ class _Account:
         self.seen[rows] = True
         assert int(self.seen[rows].sum()) == len(rows), "a row of the source has two outcomes in one shard"
         self.class_samples += np.bincount(samples.column("label").to_numpy(), minlength=len(self.class_samples))
+        for counted in pc.value_counts(samples.column("source")).to_pylist():
+            self.origin_samples[counted["values"]] += counted["counts"]
         bad = rejected(outcomes)
         self.rejects.update(bad.column("reason").to_pylist())
         self._rejected.append(bad.select(["row", *REJECTS_SCHEMA.names]))
 
-    def rejects_table(self) -> pa.Table:
-        """All rejects in the source's order, of REJECTS_SCHEMA."""
-        table = pa.concat_tables(self._rejected).sort_by("row")
-        return table.select(REJECTS_SCHEMA.names).replace_schema_metadata()
+    def all_rejects(self, filtered: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """All rejects in the source's order, of REJECTS_SCHEMA; `filtered` rows, in that order too, stream through."""
+        own = pa.concat_tables(self._rejected).replace_schema_metadata().sort_by("row")
+        numbers = own.column("row").to_numpy()
+        taken = 0
+        for part in filtered:
+            rows = part.column("row").to_numpy()
+            assert not self.seen[rows].any(), "a row of the source has two outcomes"
+            self.seen[rows] = True
+            self.rejects[Reason.FILTERED.value] += len(rows)
+            upto = int(np.searchsorted(numbers, rows[-1]))
+            yield pa.concat_tables([own.slice(taken, upto - taken), part]).sort_by("row").select(REJECTS_SCHEMA.names)
+            taken = upto
+        yield own.slice(taken).select(REJECTS_SCHEMA.names)
 
 
 def finalize(
@@ -82,21 +100,32 @@ def finalize(
         OSError: no space left; the build can be resumed.
     """
     progress.note("writing index and tables")
-    infos = [info for shard in state.shards if (info := read_summary(outcomes_path(build_dir, shard)).info) is not None]
+    infos, gaps = [], Counter[str]()
+    for shard in state.shards:
+        summary = read_summary(outcomes_path(build_dir, shard))
+        gaps.update(summary.metadata_gaps)
+        if summary.info is not None:
+            infos.append(summary.info)
     account = _Account(state)
     repeated = read_outcomes(build_dir / REPEATED_FILE)
     account.add(repeated, packed(repeated))
     samples = sum(info.samples for info in infos)
     write_index(build_dir / INDEX_FILE, _gather(build_dir, state, account), samples)
-    rejects = account.rejects_table()
-    _write_table(build_dir / REJECTS_FILE, rejects)
+    rejects = _write_table(build_dir / REJECTS_FILE, account.all_rejects(filtered_rows(build_dir)))
     assert account.seen.all(), "a row of the source has no outcome"
-    assert samples + rejects.num_rows == state.rows, "packed and rejected rows do not add up"
+    assert samples + rejects == state.rows, "packed and rejected rows do not add up"
     manifest = Manifest(
         seed=state.identity["seed"],
         split=state.identity["split"],
         classes=tuple(
-            ClassInfo(class_id=i, name=name, rows=rows, samples=int(packed_rows), band=band_of(rows))
+            ClassInfo(
+                class_id=i,
+                name=name,
+                rows=rows,
+                samples=int(packed_rows),
+                band=band_of(rows),
+                original_id=None if state.original_ids is None else state.original_ids[i],
+            )
             for i, (name, rows, packed_rows) in enumerate(
                 zip(class_names, state.class_rows, account.class_samples, strict=True)
             )
@@ -105,6 +134,14 @@ def finalize(
         samples=samples,
         rows=state.rows,
         rejects=dict(sorted(account.rejects.items())),
+        sources={
+            name: OriginInfo(rows=rows, samples=account.origin_samples[name])
+            for name, rows in state.origin_rows.items()
+        },
+        unlisted=None
+        if state.unlisted is None
+        else UnlistedInfo(files=state.unlisted[0], first=tuple(state.unlisted[1])),
+        metadata_gaps=dict(sorted(gaps.items())),
         index_checksum=file_checksum(build_dir / INDEX_FILE),
         options=options,
         codecs=codecs,
@@ -117,9 +154,10 @@ def finalize(
 
 def _gather(build_dir: Path, state: BuildState, account: _Account) -> Iterator[IndexArray]:
     """Index records shard by shard; on the way samples.parquet is written and the account kept."""
+    schema = pa.schema([*SAMPLES_SCHEMA, *METADATA_SCHEMA]) if state.metadata else SAMPLES_SCHEMA
     with (
         atomic_file(build_dir / SAMPLES_FILE) as file,
-        pq.ParquetWriter(file, SAMPLES_SCHEMA, compression=_COMPRESSION) as writer,
+        pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer,
     ):
         group: list[pa.Table] = []
         for shard in state.shards:
@@ -127,7 +165,7 @@ def _gather(build_dir: Path, state: BuildState, account: _Account) -> Iterator[I
             assert outcomes.num_rows == shard.stop - shard.start, f"outcomes of {shard.name} are not its rows"
             samples = packed(outcomes)
             account.add(outcomes, samples)
-            group.append(samples.select(SAMPLES_SCHEMA.names).replace_schema_metadata())
+            group.append(samples.select(schema.names).replace_schema_metadata())
             if sum(part.num_rows for part in group) >= _GROUP_ROWS:
                 writer.write_table(pa.concat_tables(group).combine_chunks())
                 group = []
@@ -136,9 +174,15 @@ def _gather(build_dir: Path, state: BuildState, account: _Account) -> Iterator[I
             writer.write_table(pa.concat_tables(group).combine_chunks())
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
-    with atomic_file(path) as file:
-        pq.write_table(table, file, compression=_COMPRESSION, row_group_size=_GROUP_ROWS)
+def _write_table(path: Path, parts: Iterator[pa.Table]) -> int:
+    """Write the table of rejects part by part; returns its rows."""
+    rows = 0
+    with atomic_file(path) as file, pq.ParquetWriter(file, REJECTS_SCHEMA, compression=_COMPRESSION) as writer:
+        for part in parts:
+            if part.num_rows:
+                writer.write_table(part.combine_chunks(), row_group_size=_GROUP_ROWS)
+                rows += part.num_rows
+    return rows
 
 
 def _move(build_dir: Path, out: Path, infos: list[ShardInfo]) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from wv_shards import INDEX_DTYPE, FinishedShard, IndexArray, ShardInfo, atomic_file
+from wv_shards import INDEX_DTYPE, METADATA_SCHEMA, FinishedShard, IndexArray, ShardInfo, atomic_file
 
 OUTCOMES_SCHEMA = pa.schema(
     [
@@ -45,13 +45,17 @@ class ShardSummary:
     """None: all of its rows were rejected, there is no tar."""
     rejects: dict[str, int]
     """By reason."""
+    metadata_gaps: dict[str, int]
+    """Packed rows without a record of metadata, by reason; empty where the source has no metadata."""
 
 
 class OutcomeRows:
     """Collects outcomes, in the shard's order."""
 
-    def __init__(self) -> None:
-        self._columns: dict[str, list[object]] = {name: [] for name in OUTCOMES_SCHEMA.names}
+    def __init__(self, *, with_metadata: bool = False) -> None:
+        self._schema = pa.schema([*OUTCOMES_SCHEMA, *METADATA_SCHEMA]) if with_metadata else OUTCOMES_SCHEMA
+        self._columns: dict[str, list[object]] = {name: [] for name in self._schema.names}
+        self.metadata_gaps: Counter[str] = Counter()
         self.rejects: Counter[str] = Counter()
 
     def reject(self, *, row: int, path: str, label: int, reason: str, detail: str) -> None:
@@ -74,9 +78,12 @@ class OutcomeRows:
             records = iter(finished.records)
             self._columns["record"] = [next(records).tobytes() if reason is None else None for reason in reasons]
         summary = ShardSummary(
-            rows=len(reasons), info=finished.info if finished else None, rejects=dict(sorted(self.rejects.items()))
+            rows=len(reasons),
+            info=finished.info if finished else None,
+            rejects=dict(sorted(self.rejects.items())),
+            metadata_gaps=dict(sorted(self.metadata_gaps.items())),
         )
-        schema = OUTCOMES_SCHEMA.with_metadata({_SUMMARY: json.dumps(asdict(summary)).encode()})
+        schema = self._schema.with_metadata({_SUMMARY: json.dumps(asdict(summary)).encode()})
         table = pa.table([pa.array(self._columns[f.name], f.type) for f in schema], schema=schema)
         with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
@@ -91,8 +98,8 @@ def read_summary(path: Path) -> ShardSummary:
     """
     with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
         document = json.loads(reader.schema.metadata[_SUMMARY])
-    info = document["info"]
-    return ShardSummary(rows=document["rows"], info=ShardInfo(**info) if info else None, rejects=document["rejects"])
+    info = document.pop("info")
+    return ShardSummary(info=ShardInfo(**info) if info else None, **document)
 
 
 def read_outcomes(path: Path) -> pa.Table:

@@ -7,14 +7,18 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
 
 from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_image
 from wv_ingest.keys import key_of, text_of
+from wv_ingest.metadata import Metadata
 from wv_ingest.outcomes import OutcomeRows, ShardSummary
 from wv_ingest.plan import PlannedShard
+from wv_ingest.source_files import SourceFiles
+from wv_ingest.tars import IndexedTar, IndexJob, index_tar, indexed
 from wv_shards import ShardWriter, checksum
 
 PLAN_ROWS_FILE = "plan.arrow"
@@ -34,37 +38,55 @@ class TrialJob:
     """Files to check and weigh, without packing them."""
 
     paths: tuple[bytes, ...]
+    places: tuple["Place | None", ...]
+    """Where a path lies in a tar, if it does; as long as `paths`."""
+
+
+Place = tuple[int, int, int]
+"""Number of the tar, offset, size."""
 
 
 class Packer:
-    """Does `PlannedShard`s and `TrialJob`s; picklable, each worker has one.
+    """Does `IndexJob`s, `TrialJob`s and `PlannedShard`s; picklable, each worker has one.
 
     Args:
         root: what paths are relative to.
         build_dir: folder of the unfinished build, which holds the plan and gets tars and outcomes.
         options: checks and sizes.
+        tars: archives that hold what is not there as a file.
     """
 
-    def __init__(self, root: Path, build_dir: Path, options: CheckOptions) -> None:
+    def __init__(self, root: Path, build_dir: Path, options: CheckOptions, tars: tuple[Path, ...] = ()) -> None:
         self._root = os.fsencode(root)
         self._build_dir = build_dir
         self._options = options
         self._rows: pa.Table | None = None
+        self._files = SourceFiles(root, build_dir, tars)
 
-    def __call__(self, job: PlannedShard | TrialJob, count_up: Callable[[int, int], None]) -> ShardSummary | list[int]:
+    def __call__(
+        self, job: PlannedShard | TrialJob | IndexJob, count_up: Callable[[int, int], None]
+    ) -> ShardSummary | list[int] | IndexedTar:
         """A shard's summary; or, for a trial, the bytes that each file takes in a tar, 0 for a reject."""
+        if isinstance(job, IndexJob):
+            before = 0
+            for members in index_tar(job):
+                count_up(ROWS, members - before)
+                before = members
+            return indexed(job)
         if isinstance(job, TrialJob):
-            return [self._weigh(path) for path in job.paths]
+            return [self._weigh(path, place) for path, place in zip(job.paths, job.places, strict=True)]
         return self._pack(job, count_up)
 
     def _pack(self, shard: PlannedShard, count_up: Callable[[int, int], None]) -> ShardSummary:
         rows = self._plan_rows().slice(shard.start, shard.stop - shard.start)
-        outcomes = OutcomeRows()
+        with_metadata = "meta" in rows.schema.names
+        metadata = Metadata(self._build_dir, self._files.metadata)
+        outcomes = OutcomeRows(with_metadata=with_metadata)
         with ShardWriter(self._build_dir, shard.name) as writer:
             for row in rows.to_pylist():
                 path, number, label = row["path"], row["row"], row["label"]
                 text = text_of(path)
-                image, data = self._examine(path)
+                image, data = self._examine(path, place_of(row))
                 count_up(BYTES_READ, len(data))
                 if isinstance(image, Rejected):
                     reason = image.reason.value
@@ -74,7 +96,11 @@ class Packer:
                     key, origin = key_of(path), {"source": row["source"], "query": row["query"]}
                     sides = {"width": image.width, "height": image.height}
                     writer.add(key, image.data, label, {"path": text, **origin}, **sides)
-                    facts = {"bytes": len(image.data), "content_hash": checksum(data)}
+                    facts: dict[str, object] = {"bytes": len(image.data), "content_hash": checksum(data)}
+                    if with_metadata:
+                        record, gap = metadata.record(row["meta"].encode(), row["meta_row"])
+                        facts |= record
+                        outcomes.metadata_gaps.update([gap] if gap else [])
                     outcomes.pack(row=number, path=text, label=label, key=key, **origin, **sides, **facts)
                     count_up(BYTES_PACKED, len(image.data))
                 count_up(ROWS, 1)
@@ -82,8 +108,8 @@ class Packer:
             finished = writer.finish(shard.band) if some else None
         return outcomes.write(outcomes_path(self._build_dir, shard), finished)
 
-    def _weigh(self, path: bytes) -> int:
-        image, _ = self._examine(path)
+    def _weigh(self, path: bytes, place: Place | None) -> int:
+        image, _ = self._examine(path, place)
         if isinstance(image, Rejected):
             return 0
         facts_bytes = 64 + len(path)
@@ -98,16 +124,18 @@ class Packer:
             self._rows = pa.ipc.open_file(pa.memory_map(str(self._build_dir / PLAN_ROWS_FILE))).read_all()
         return self._rows
 
-    def _examine(self, path: bytes) -> tuple[Accepted | Rejected, bytes]:
+    def _examine(self, path: bytes, place: Place | None) -> tuple[Accepted | Rejected, bytes]:
         """What becomes of a file, and its bytes; no bytes where it was not read."""
-        data = self._read(path)
+        data = self._read(path, place)
         return (data, b"") if isinstance(data, Rejected) else (check_image(data, self._options), data)
 
-    def _read(self, path: bytes) -> bytes | Rejected:
+    def _read(self, path: bytes, place: Place | None) -> bytes | Rejected:
         """The file's bytes; nothing that a source can hold makes this hang or fill the memory."""
         try:
             descriptor = os.open(os.path.join(self._root, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
+            if place is not None:
+                return self._read_member(place)
             return Rejected(reason=Reason.MISSING, detail="")
         except ValueError:  # a zero byte in the path
             return Rejected(reason=Reason.MISSING, detail="bad-name")
@@ -125,6 +153,20 @@ class Packer:
             return _unreadable(error)
         finally:
             os.close(descriptor)
+
+    def _read_member(self, place: Place) -> bytes | Rejected:
+        if place[2] > self._options.max_bytes:
+            return Rejected(reason=Reason.TOO_MANY_BYTES, detail=str(place[2]))
+        try:
+            data = self._files.member(place)
+        except OSError as error:
+            return _unreadable(error)
+        return data if len(data) == place[2] else Rejected(reason=Reason.UNREADABLE, detail="tar-changed")
+
+
+def place_of(row: dict[str, Any]) -> Place | None:
+    """Where a row of the plan lies in a tar, if it does."""
+    return None if row.get("tar", -1) < 0 else (row["tar"], row["offset"], row["size"])
 
 
 def outcomes_path(build_dir: Path, shard: PlannedShard) -> Path:

@@ -4,6 +4,8 @@ Counts come from manifest and index; nothing is decoded.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,21 @@ def _add_class_figures(table: Table, counts: list[int]) -> None:
     table.add_row("imbalance ratio", f"{figures['imbalance']:,.1f}")
 
 
+_OWN_NAMES = {"missing": "missing", "repeated-row": "repeated rows", "filtered": "filtered"}
+
+
+def _add_account(table: Table, packed: int, rejects: dict[str, int]) -> None:
+    """What became of the rows; these lines add up to the rows of the source."""
+    table.add_row("images packed", f"{packed:,}")
+    for reason, count in sorted(rejects.items(), key=lambda item: (item[0] in _OWN_NAMES, -item[1])):
+        table.add_row(_OWN_NAMES.get(reason, f"rejected: {reason}"), f"{count:,}")
+
+
+def _add_unlisted(table: Table, files: int, first: Sequence[str]) -> None:
+    names = f" ({', '.join(first)}{', …' if files > len(first) else ''})" if files else ""
+    table.add_row("files that no list names", f"{files:,}{names}")
+
+
 def print_summary(result: BuildResult, out: Path) -> None:
     """What the build made of the source."""
     manifest = result.manifest
@@ -57,14 +74,18 @@ def print_summary(result: BuildResult, out: Path) -> None:
         print(f"{out}: already complete, nothing to do")
     table = _two_columns(str(out))
     table.add_row("rows of the source", f"{manifest.rows:,}")
-    table.add_row("images packed", f"{manifest.samples:,}")
-    for reason, count in sorted(manifest.rejects.items(), key=lambda item: -item[1]):
-        table.add_row(f"rejected: {reason}", f"{count:,}")
+    _add_account(table, manifest.samples, manifest.rejects)
+    for name, origin in manifest.sources.items():
+        table.add_row(f"{name}: rows / packed", f"{origin.rows:,} / {origin.samples:,}")
+    if manifest.unlisted is not None:
+        _add_unlisted(table, manifest.unlisted.files, manifest.unlisted.first)
+    for reason, count in manifest.metadata_gaps.items():
+        table.add_row(f"without metadata: {reason}", f"{count:,}")
     _add_class_figures(table, [c.samples for c in manifest.classes])
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("bytes", decimal(sum(shard.bytes for shard in manifest.shards)))
     if not result.complete_before:
-        if result.packed_rows < manifest.rows:
+        if result.packed_rows < manifest.rows - manifest.rejects.get("filtered", 0):
             table.add_row("rows done in this run", f"{result.packed_rows:,}")
         table.add_row("seconds", f"{result.seconds:,.1f}")
         table.add_row("rows a second", f"{result.packed_rows / result.seconds:,.0f}")
@@ -76,8 +97,14 @@ def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     rows = len(plan.order.order)
     table = _two_columns("plan (nothing has been written)")
     table.add_row("source format", plan.source.source_format)
-    table.add_row("rows", f"{plan.source.rows.num_rows:,}")
+    table.add_row("rows", f"{plan.source.rows_in_all:,}")
     table.add_row("repeated rows", f"{len(plan.order.repeated):,}")
+    if plan.source.left_out is not None:
+        table.add_row("filtered rows", f"{plan.source.left_out.num_rows:,}")
+    if plan.lookup.places is not None:
+        table.add_row("rows found in tars", f"{int((plan.lookup.places['tar'] >= 0).sum()):,}")
+    if plan.lookup.unlisted is not None:
+        _add_unlisted(table, plan.lookup.unlisted.files, plan.lookup.unlisted.first)
     _add_class_figures(table, plan.source.class_rows().tolist())
     table.add_row("bytes a row, by trial", f"{plan.bytes_per_row:,}")
     table.add_row("bytes in all, about", decimal(rows * plan.bytes_per_row))
@@ -110,13 +137,24 @@ def stats_document(dataset: Dataset) -> dict[str, Any]:
         "rows": manifest.rows,
         "samples": manifest.samples,
         "rejects": manifest.rejects,
+        "sources": {name: asdict(origin) for name, origin in manifest.sources.items()},
+        "unlisted": None if manifest.unlisted is None else asdict(manifest.unlisted),
+        "metadata_gaps": manifest.metadata_gaps,
         "shards": len(manifest.shards),
         "shard_bytes": sum(shard.bytes for shard in manifest.shards),
         "image_bytes": int(sizes.sum(dtype=np.int64)),
         "per_class": class_figures([c.samples for c in manifest.classes]),
         "bands": _bands(manifest, class_bytes),
         "classes": [
-            {"class_id": c.class_id, "name": c.name, "band": c.band, "rows": c.rows, "samples": c.samples, "bytes": n}
+            {
+                "class_id": c.class_id,
+                "original_id": c.class_id if c.original_id is None else c.original_id,
+                "name": c.name,
+                "band": c.band,
+                "rows": c.rows,
+                "samples": c.samples,
+                "bytes": n,
+            }
             for c, n in zip(manifest.classes, class_bytes, strict=True)
         ],
     }
@@ -140,9 +178,9 @@ def print_stats(document: dict[str, Any]) -> None:
     """The document as tables; of the classes the largest and the smallest."""
     table = _two_columns(f"{document['split']}, {document['digest']}")
     table.add_row("rows of the source", f"{document['rows']:,}")
-    table.add_row("images", f"{document['samples']:,}")
-    for reason, count in sorted(document["rejects"].items(), key=lambda item: -item[1]):
-        table.add_row(f"rejected: {reason}", f"{count:,}")
+    _add_account(table, document["samples"], document["rejects"])
+    for name, origin in document["sources"].items():
+        table.add_row(f"{name}: rows / packed", f"{origin['rows']:,} / {origin['samples']:,}")
     _add_class_figures(table, [c["samples"] for c in document["classes"]])
     table.add_row("shards", f"{document['shards']:,}")
     table.add_row("bytes of shards", decimal(document["shard_bytes"]))

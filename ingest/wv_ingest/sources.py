@@ -4,7 +4,7 @@ Three layouts are read (`webvision`, `folders`, `list`; a file each), detected o
 to the source's root, and a class id. Sixteen million rows fit: they are Arrow columns, never objects.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from wv_shards import Manifest
 
 SourceFormat = Literal["webvision", "folders", "list"]
 Split = Literal["train", "val"]
+Origin = Literal["google", "flickr", "all"]
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -27,6 +28,12 @@ ROWS_SCHEMA = pa.schema(
         ("query", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
+
+METADATA_COLUMNS = (
+    pa.field("meta", pa.dictionary(pa.int32(), pa.string())),  # a JSON list
+    pa.field("meta_row", pa.int32()),  # number in it, from 1; 0: none
+)
+"""Further columns of the rows, where the source has them."""
 
 MAX_CLASSES = 1_000_000
 """More than this is taken for a mistake: ids that are no class ids."""
@@ -44,6 +51,19 @@ class SourceOptions:
     label_column: str = "label"
     classes_from: Path | None = None
     """Shards whose classes, names and ids, this source has to use."""
+    only: Origin = "all"
+    """WebVision: the rows of one search engine."""
+    class_ids: tuple[int, ...] | None = None
+    """The classes to keep, ascending; their ids become 0 … k − 1. None: all."""
+
+    def __post_init__(self) -> None:
+        if self.class_ids is not None and self.classes_from is not None:
+            raise ValueError("classes are chosen either by their ids or by a training set (--classes-from), got both")
+
+    def deciding(self) -> dict[str, object]:
+        """The choice of rows, as the manifest's `options` has it; empty for all."""
+        chosen: dict[str, object] = {} if self.only == "all" else {"only": self.only}
+        return chosen if self.class_ids is None else {**chosen, "classes": list(self.class_ids)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +79,18 @@ class Source:
     """By class id."""
     warnings: tuple[str, ...] = ()
     """What a person should know and no row shows."""
+    tars: tuple[Path, ...] = ()
+    """Archives that may hold what is not there as a file."""
+    flat: bytes = b""
+    """The folder of the flat validation images; see `tars.source_path`."""
+    folders: tuple[str, ...] | None = None
+    """Folders in `root` whose files the lists should name; None: there is no saying."""
+    original_ids: tuple[int, ...] | None = None
+    """By class id: the id in the source; None: the same."""
+    numbers: NDArray[np.int64] | None = None
+    """(rows,) int64: each row's number in the source; None: all are there."""
+    left_out: pa.Table | None = None
+    """Rows that were not asked for: path, label, source, detail, row (its number)."""
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -67,18 +99,37 @@ class Source:
         return labels
 
     def class_rows(self) -> NDArray[np.int64]:
-        """(classes,) int64: rows of each class, repeated ones too."""
+        """(classes,) int64: rows of each class, repeated ones too, those left out not."""
         return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
 
+    @property
+    def rows_in_all(self) -> int:
+        """Rows of the source, those left out too."""
+        return int(self.rows.num_rows + (self.left_out.num_rows if self.left_out is not None else 0))
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether the rows name records of metadata."""
+        return "meta" in self.rows.schema.names
+
     def digest(self) -> str:
-        """xxh3_128 over all paths and labels in their order, and the classes' names."""
+        """xxh3_128 over all paths, labels and records' numbers in their order, and the classes' names."""
         digest = xxhash.xxh3_128()
-        for batch in self.rows.select(["path", "label"]).to_batches(max_chunksize=1 << 16):
-            paths, labels = batch.columns
-            lengths = np.diff(np.frombuffer(paths.buffers()[1], dtype=np.int64)[paths.offset :][: len(paths) + 1])
-            digest.update(lengths.tobytes())
-            digest.update(b"".join(paths.to_pylist()))
-            digest.update(labels.to_numpy().tobytes())
+        for table in (self.rows, self.left_out):
+            if table is None:
+                continue
+            for batch in table.select(["path", "label"]).to_batches(max_chunksize=1 << 16):
+                paths, labels = batch.columns
+                lengths = np.diff(np.frombuffer(paths.buffers()[1], dtype=np.int64)[paths.offset :][: len(paths) + 1])
+                digest.update(lengths.tobytes())
+                digest.update(b"".join(paths.to_pylist()))
+                digest.update(labels.to_numpy().tobytes())
+        if self.has_metadata:
+            for batch in self.rows.select(["meta", "meta_row"]).to_batches(max_chunksize=1 << 16):
+                digest.update("\0".join(batch.column(0).to_pylist()).encode("utf-8", "surrogateescape"))
+                digest.update(batch.column(1).to_numpy().tobytes())
+        if self.numbers is not None:
+            digest.update(self.numbers.tobytes())
         digest.update("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -89,6 +140,8 @@ class Classes:
 
     names: tuple[str, ...]
     directory: Path
+    original_ids: tuple[int, ...] | None = None
+    """Where the training set is a part of its source's classes: their ids there."""
 
     def id_of(self) -> dict[str, int]:
         """Class id by name."""
@@ -103,6 +156,7 @@ def read_source(path: Path, options: SourceOptions) -> Source:
         ShardsError: `classes_from` is no finished data set.
     """
     from wv_ingest import source_folders, source_list, source_webvision  # they need this module's types
+    from wv_ingest.selection import select
 
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder; expected a WebVision root, a folder of classes, or a list")
@@ -110,20 +164,52 @@ def read_source(path: Path, options: SourceOptions) -> Source:
     classes = None
     if options.classes_from is not None:
         manifest = Manifest.load(options.classes_from)
-        classes = Classes(names=tuple(c.name for c in manifest.classes), directory=options.classes_from)
+        part = any(c.original_id is not None for c in manifest.classes)
+        classes = Classes(
+            names=tuple(c.name for c in manifest.classes),
+            directory=options.classes_from,
+            original_ids=tuple(-1 if c.original_id is None else c.original_id for c in manifest.classes)
+            if part
+            else None,
+        )
     if kind == "list" and not path.is_file():
         raise SourceError(f"{path}: is a folder, expected a list file ({', '.join(LIST_SUFFIXES)})")
     if kind != "list" and not path.is_dir():
         raise SourceError(f"{path}: is a file, expected a folder for source format {kind}")
+    if options.only != "all" and kind != "webvision":
+        raise SourceError(f"{path}: --only {options.only} needs WebVision's lists, this is read as {kind}")
+    part_of = classes if classes is not None and classes.original_ids is not None else None
+    if part_of is not None:
+        classes = None  # the source has more classes than the training set; they are matched below
     if kind == "webvision":
-        source = source_webvision.read(path, options.split, classes)
+        source = source_webvision.read(path, options.split, options.only, classes)
     elif kind == "folders":
         source = source_folders.read(path, classes)
     else:
         source = source_list.read(path, options.path_column, options.label_column, classes)
     if not source.rows.num_rows:
         raise SourceError(f"{path}: no rows in it (read as {kind}); expected images with labels")
-    return source
+    if part_of is not None:
+        return _as_in(source, part_of)
+    if options.only == "all" and options.class_ids is None:
+        return source
+    return select(source, None if options.only == "all" else options.only, options.class_ids, None)
+
+
+def _as_in(source: Source, training: Classes) -> Source:
+    """The rows of the training set's classes, with its ids: matched by name, by the original id where that is known."""
+    from wv_ingest.selection import select
+
+    by_name = {name: class_id for class_id, name in enumerate(source.class_names)}
+    assert training.original_ids is not None
+    numbered = all(name == str(class_id) for class_id, name in enumerate(source.class_names))
+    if numbered:
+        here = [c if c < len(source.class_names) else -1 for c in training.original_ids]
+    else:
+        here = [by_name.get(name, -1) for name in training.names]
+    if max(here, default=-1) < 0:
+        raise SourceError(f"{source.root}: has none of the classes of {training.directory}; give the same source")
+    return replace(select(source, None, here, training.names), original_ids=training.original_ids)
 
 
 def detect(path: Path) -> SourceFormat:
@@ -137,12 +223,16 @@ def detect(path: Path) -> SourceFormat:
             return "list"
         raise SourceError(f"{path}: not a list; expected a file that ends in {', '.join(LIST_SUFFIXES)}")
     info = path / "info"
-    if any(info.glob("train_filelist_*.txt")) or (info / "val_filelist.txt").is_file():
+    lists = (
+        any(any(folder.glob("train_filelist_*.txt")) for folder in (path, info))
+        or (info / "val_filelist.txt").is_file()
+    )
+    if lists or (path / "info.tar").is_file():
         return "webvision"
     if any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir()):
         return "folders"
     raise SourceError(
-        f"{path}: neither info/train_filelist_*.txt (WebVision) nor class folders in it; "
+        f"{path}: neither info/train_filelist_*.txt or info.tar (WebVision) nor class folders in it; "
         "give a WebVision root, a folder of class folders, or a list file"
     )
 

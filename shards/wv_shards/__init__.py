@@ -15,10 +15,20 @@ from wv_shards.errors import (
 )
 from wv_shards.hashing import checksum, combine, file_checksum, key_hash, splitmix64
 from wv_shards.index import FLAG_BAD, INDEX_DTYPE, INDEX_FILE, IndexArray, open_index, write_index
-from wv_shards.manifest import BUILD_DIR, FORMAT_VERSION, MANIFEST_FILE, ClassInfo, Manifest, ShardInfo, band_of
+from wv_shards.manifest import (
+    BUILD_DIR,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    ClassInfo,
+    Manifest,
+    OriginInfo,
+    ShardInfo,
+    UnlistedInfo,
+    band_of,
+)
 from wv_shards.overlay import Overlay
 from wv_shards.reader import Dataset
-from wv_shards.tables import REJECTS_FILE, REJECTS_SCHEMA, SAMPLES_FILE, SAMPLES_SCHEMA
+from wv_shards.tables import METADATA_SCHEMA, REJECTS_FILE, REJECTS_SCHEMA, SAMPLES_FILE, SAMPLES_SCHEMA
 from wv_shards.verify import Problem, ProblemKind, verify
 from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporary_files
 
@@ -30,6 +40,7 @@ __all__ = [
     "INDEX_FILE",
     "MANIFEST_FILE",
     "MAX_KEY_BYTES",
+    "METADATA_SCHEMA",
     "REJECTS_FILE",
     "REJECTS_SCHEMA",
     "SAMPLES_FILE",
@@ -42,6 +53,7 @@ __all__ = [
     "IndexArray",
     "Manifest",
     "NotADatasetError",
+    "OriginInfo",
     "OutputExistsError",
     "Overlay",
     "OverlayMismatchError",
@@ -51,6 +63,7 @@ __all__ = [
     "ShardWriter",
     "ShardsError",
     "UnfinishedBuildError",
+    "UnlistedInfo",
     "atomic_file",
     "band_of",
     "checksum",

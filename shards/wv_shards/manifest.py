@@ -13,6 +13,7 @@ from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetEr
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+_DIGEST_CLASS = ("class_id", "name", "rows", "samples", "band")
 BUILD_DIR = ".build"
 """Folder of an unfinished build inside its output directory; removed after the manifest is written."""
 
@@ -35,11 +36,13 @@ class ClassInfo:
     class_id: int
     name: str
     rows: int
-    """Rows of the source with this label, known before anything was decoded."""
+    """Rows of the source with this label, known before anything was decoded; `filtered` ones do not count."""
     samples: int
     """Samples packed."""
     band: int | None
     """`band_of(rows)`; None for a class without rows, and in tars that were not packed by band."""
+    original_id: int | None = None
+    """The class's id in the source's lists, where only some of their classes were packed; None: the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +57,25 @@ class ShardInfo:
     checksum: str
     """xxh3_128 of the tar, in hexadecimal."""
     band: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OriginInfo:
+    """One origin (`google`, `flickr`) of the data set."""
+
+    rows: int
+    """Rows of the source; `filtered` ones do not count."""
+    samples: int
+    """Samples packed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnlistedInfo:
+    """Files of the source that no list names."""
+
+    files: int
+    first: tuple[str, ...]
+    """Some of their paths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +93,12 @@ class Manifest:
     """Rows of the source: samples and rejects."""
     rejects: dict[str, int] = field(default_factory=dict)
     """Rows that did not get in, by reason."""
+    sources: dict[str, OriginInfo] = field(default_factory=dict)
+    """By the origin's name; empty where the source has none."""
+    unlisted: UnlistedInfo | None = None
+    """None: not looked for."""
+    metadata_gaps: dict[str, int] = field(default_factory=dict)
+    """Samples without a record of metadata where the source has such, by reason."""
     index_checksum: str
     """xxh3_128 of index.npy."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +126,7 @@ class Manifest:
         """Identity of the data set, 32 hexadecimal digits: format version, classes, shards' checksums, the index's."""
         covered = {
             "format_version": self.format_version,
-            "classes": [asdict(c) for c in self.classes],
+            "classes": [{name: getattr(c, name) for name in _DIGEST_CLASS} for c in self.classes],
             "shards": [[s.name, s.checksum] for s in self.shards],
             "index": self.index_checksum,
         }
@@ -140,6 +168,9 @@ class Manifest:
             said = document.pop("digest")
             document["classes"] = tuple(ClassInfo(**c) for c in document["classes"])
             document["shards"] = tuple(ShardInfo(**s) for s in document["shards"])
+            document["sources"] = {name: OriginInfo(**s) for name, s in document.get("sources", {}).items()}
+            if unlisted := document.get("unlisted"):
+                document["unlisted"] = UnlistedInfo(files=unlisted["files"], first=tuple(unlisted["first"]))
             manifest = cls(**document)
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptDataError(f"{path}: contradicts itself ({error}); build the shards again") from error

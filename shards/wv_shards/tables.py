@@ -22,6 +22,11 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 
+METADATA_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "title", "description", "tags", "site", "page_url", "url", "rank")]
+)
+"""Further columns of samples.parquet where the source has metadata; null where a record lacks the field."""
+
 REJECTS_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
