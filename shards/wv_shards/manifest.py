@@ -1,15 +1,20 @@
 """`manifest.json`: what a directory of shards holds. Written last, so its presence means that the rest is whole."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import xxhash
 
 from wv_shards.atomic import write_atomic
 from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, UnfinishedBuildError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Parsed = TypeVar("Parsed", bound="DataclassInstance")
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -152,27 +157,28 @@ class Manifest:
         path = directory / MANIFEST_FILE
         try:
             document = json.loads(path.read_bytes())
-            version = document["format_version"]
         except (FileNotFoundError, NotADirectoryError):
             raise _missing(directory) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptDataError(
-                f"{path}: not a manifest ({type(error).__name__}); build the shards again"
-            ) from error
+        except ValueError as error:
+            raise CorruptDataError(f"{path}: not a manifest: not JSON; build the shards again") from error
+        if not isinstance(document, dict) or "format_version" not in document:
+            raise CorruptDataError(f"{path}: not a manifest: no format_version in it; build the shards again")
+        version = document["format_version"]
         if version != FORMAT_VERSION:
             raise FormatVersionError(
                 f"{path}: format version {version}, this wv-toolkit reads version {FORMAT_VERSION}; "
                 "upgrade wv-toolkit, or build the shards again with this one"
             )
         try:
-            said = document.pop("digest")
-            document["classes"] = tuple(ClassInfo(**c) for c in document["classes"])
-            document["shards"] = tuple(ShardInfo(**s) for s in document["shards"])
-            document["sources"] = {name: OriginInfo(**s) for name, s in document.get("sources", {}).items()}
+            said = document.pop("digest", None)
+            document["classes"] = _parse_all(ClassInfo, "classes", document.get("classes"))
+            document["shards"] = _parse_all(ShardInfo, "shards", document.get("shards"))
+            sources = document.get("sources", {})
+            document["sources"] = {name: _parse(OriginInfo, f"sources.{name}", s) for name, s in sources.items()}
             if unlisted := document.get("unlisted"):
                 document["unlisted"] = UnlistedInfo(files=unlisted["files"], first=tuple(unlisted["first"]))
-            manifest = cls(**document)
-        except (ValueError, KeyError, TypeError) as error:
+            manifest = _parse(cls, "manifest", document)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptDataError(f"{path}: contradicts itself ({error}); build the shards again") from error
         if manifest.digest != said:
             raise CorruptDataError(
@@ -180,6 +186,29 @@ class Manifest:
                 "restore it or build the shards again"
             )
         return manifest
+
+
+def _parse(kind: type[Parsed], where: str, row: object) -> Parsed:
+    """A JSON object as one of our dataclasses. Raises ValueError naming the key that is not what it should be."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object, found {row!r}")
+    known = {item.name: item for item in fields(kind)}
+    for name, value in row.items():
+        if name not in known:
+            raise ValueError(f"{where}: unknown key {name}")
+        wanted = known[name].type
+        if wanted in (int, str, int | None) and not isinstance(value, wanted):  # type: ignore[arg-type] # just checked
+            raise ValueError(f"{where}.{name}: expected {getattr(wanted, '__name__', wanted)}, found {value!r}")
+    for name, item in known.items():
+        if name not in row and item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{where}: no {name}")
+    return kind(**row)
+
+
+def _parse_all(kind: type[Parsed], where: str, rows: object) -> tuple[Parsed, ...]:
+    if not isinstance(rows, list):
+        raise ValueError(f"{where}: expected a list, found {rows!r}")
+    return tuple(_parse(kind, f"{where}[{i}]", row) for i, row in enumerate(rows))
 
 
 def _missing(directory: Path) -> NotADatasetError | UnfinishedBuildError:
