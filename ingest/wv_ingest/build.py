@@ -33,7 +33,7 @@ from wv_ingest.build_state import (
     unlock_orphans,
 )
 from wv_ingest.check import CheckOptions, Reason, codecs
-from wv_ingest.errors import BuildError, BuildMismatchError, SourceError
+from wv_ingest.errors import BuildError, BuildMismatchError, NothingReadableError, SourceError
 from wv_ingest.finalize import finalize
 from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
@@ -136,7 +136,8 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
         SourceError: the source is not what it should be.
         OutputExistsError: `out` holds something else, or another build is at work there.
         BuildMismatchError: `out` holds a build, finished or not, of another source, other options or codecs.
-        BuildError: too many rejects, no readable image, a worker died. The build can be resumed.
+        NothingReadableError: no image could be packed; `out` is as it was.
+        BuildError: too many rejects, a worker died. The build can be resumed.
         OSError: no space left, no permission. The build can be resumed.
         Stopped: a signal arrived. The build can be resumed.
     """
@@ -158,12 +159,18 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
                 "another size); put them back, or build into a new folder"
             )
         pool = WorkerPool(options.workers, _packer(source, build_dir, options))
-        with _closing(pool):
-            if state is None:
-                state = _plan(build_dir, identity, source, options, pool, progress)
-            class_names = source.class_names
-            del source  # gigabytes for millions of rows; the workers map theirs from the plan
-            packed_rows = _pack(out, build_dir, state, options, pool, progress)
+        try:
+            with _closing(pool):
+                if state is None:
+                    state = _plan(build_dir, identity, source, options, pool, progress)
+                class_names = source.class_names
+                del source  # gigabytes for millions of rows; the workers map theirs from the plan
+                packed_rows = _pack(out, build_dir, state, options, pool, progress)
+        except NothingReadableError:
+            remove_build_dir(build_dir)
+            if not any(out.iterdir()):
+                out.rmdir()
+            raise
         manifest = finalize(out, build_dir, state, class_names, deciding, codecs(), progress)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
 
@@ -270,7 +277,7 @@ def _check_rejects(rejects: Counter[str], rows: int, options: BuildOptions) -> N
             f"({counts}); repair the source and build into a new folder, or run again with a higher fraction"
         )
     if count == rows:
-        raise BuildError(f"no readable image in {rows} rows ({counts}); is this the right folder?")
+        raise NothingReadableError(f"no readable image in {rows} rows ({counts}); is this the right folder?")
 
 
 def _complete_before(out: Path, identity: dict[str, Any], started: float) -> BuildResult:

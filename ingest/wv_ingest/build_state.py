@@ -121,7 +121,10 @@ def build_lock(out: Path) -> Iterator[Path | None]:
         yield None
         return
     build_dir = out / BUILD_DIR
-    build_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        build_dir.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise OutputExistsError(f"{out}: can't be made, what is above it is no folder; choose another place") from error
     lock = os.open(build_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         if not _locked(lock):

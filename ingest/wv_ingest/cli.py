@@ -26,7 +26,7 @@ Parameters = ParamSpec("Parameters")
 
 
 def one_line_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """The user's mistakes and the machine's limits become `error: …` and exit code 1; wrong usage stays click's 2."""
+    """The user's mistakes and the machine's limits become one line and exit code 1; wrong usage stays click's 2."""
 
     @wraps(command)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
@@ -44,7 +44,7 @@ def one_line_errors(command: Callable[Parameters, None]) -> Callable[Parameters,
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    click.echo(f"wv-ingest: {' '.join(message.splitlines())}", err=True)
     sys.exit(1)
 
 
@@ -112,7 +112,11 @@ def main() -> None:
     "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEGs that are encoded anew."
 )
 @click.option(
-    "--shard-mb", type=click.IntRange(1), default=64, show_default=True, help="A shard's size in MB, at most, about."
+    "--shard-mb",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="A shard's size in MB, at most, about. Small sets are cut finer, to give all workers work.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the order in the shards.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each core.")

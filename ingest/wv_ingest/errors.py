@@ -17,6 +17,10 @@ class BuildMismatchError(IngestError):
     """The output directory holds the build of something else: other source, options or codecs."""
 
 
+class NothingReadableError(BuildError):
+    """Not one row of the source could be packed: most likely the wrong folder. Nothing is left behind."""
+
+
 class WorkerDiedError(BuildError):
     """A worker process ended without an answer (killed, out of memory, crashed decoder)."""
 

@@ -81,7 +81,8 @@ class SampleDataOptions:
         if not least <= self.images <= most:
             raise ValueError(
                 f"{self.classes} classes of {self.smallest_class} to {self.largest_class} images hold "
-                f"{least} to {most} in total, got {self.images}"
+                f"{least} to {most} in total, got {self.images}; "
+                "change their number, or the largest or smallest class"
             )
         if self.val_per_class < 1:
             raise ValueError(f"expected at least one validation image per class, got {self.val_per_class}")

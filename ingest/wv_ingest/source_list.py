@@ -24,6 +24,8 @@ def read(path: Path, path_column: str, label_column: str, classes: Classes | Non
     """Rows of the list; see `sources.read_source`. Paths are relative to the list's folder."""
     first_row, table = _read_table(path, path_column, label_column)
     for name in (path_column, label_column):
+        if (times := table.column_names.count(name)) > 1:
+            raise SourceError(f"{path}: column '{name}' stands {times} times; expected it once")
         if name not in table.column_names:
             option = "--path-column" if name == path_column else "--label-column"
             listed = ", ".join(table.column_names)
@@ -44,7 +46,21 @@ def read(path: Path, path_column: str, label_column: str, classes: Classes | Non
         root=path.parent,
         rows=rows_table(paths.cast(pa.large_binary()).chunks, [labels], [constant("", count)], [constant("", count)]),
         class_names=names,
+        warnings=_mixed_labels(first_row, table.column(label_column)),
     )
+
+
+def _mixed_labels(first_row: int, values: pa.ChunkedArray) -> tuple[str, ...]:
+    """A warning where one odd row has turned a column of class ids into names."""
+    if not _is_text(values.type) or not len(values):
+        return ()
+    numbers = pc.match_substring_regex(values, _DIGITS)
+    count = pc.sum(numbers).as_py()
+    if not len(values) / 2 < count < len(values):
+        return ()
+    row = first_row + pc.index(numbers, False).as_py()
+    others = len(values) - count
+    return (f"labels are taken as names: {others} of {len(values)} are not whole numbers, the first in row {row}",)
 
 
 def _read_table(path: Path, path_column: str, label_column: str) -> tuple[int, pa.Table]:
@@ -67,7 +83,10 @@ def _read_table(path: Path, path_column: str, label_column: str) -> tuple[int, p
             known = pa.parquet.read_schema(path).names
             return 1, pa.parquet.read_table(path, columns=[name for name in wanted if name in known] or None)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SourceError(f"{path}: can't be read as {suffix[1:]}: {_first_line(error)}") from None
+        raise SourceError(
+            f"{path}: can't be read as {suffix[1:]}: {_first_line(error)}; "
+            "expected UTF-8 and as many values in each row as in the header"
+        ) from None
     raise SourceError(f"{path}: not a list; expected a file that ends in {', '.join(LIST_SUFFIXES)}")
 
 
@@ -104,7 +123,10 @@ def _class_ids(
     outside = np.flatnonzero((values < 0) | (values >= limit))
     if len(outside):
         known = f"0 … {limit - 1}" if classes is None else f"the {limit} classes in {classes.directory}"
-        raise SourceError(f"{path} row {first_row + outside[0]}: label {values[outside[0]]} is outside {known}")
+        raise SourceError(
+            f"{path} row {first_row + outside[0]}: label {values[outside[0]]} is outside {known}; "
+            "correct the row or take it out of the list"
+        )
     names = tuple(str(i) for i in range(int(values.max(initial=-1)) + 1)) if classes is None else classes.names
     return values.astype(np.int32), names
 

@@ -210,6 +210,7 @@ def test_no_readable_image_is_an_error_and_the_folder_can_be_used_for_the_right_
     source = write_list(tmp_path / "list.csv", [(f"absent{i}.jpg", 0) for i in range(5)])
     with pytest.raises(BuildError, match=r"no readable image in 5 rows \(missing 5\)"):
         build_small(source, tmp_path / "out", max_reject_fraction=1.0)
+    assert not (tmp_path / "out").exists()
     assert build_small(webvision, tmp_path / "out").manifest.rows == 264
 
 
@@ -263,3 +264,9 @@ def test_real_photos_and_torture_go_through_a_build(
 def test_impossible_build_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="got"):
         BuildOptions(**options)
+
+
+def test_a_place_below_a_file_is_refused_in_words(webvision: Path, tmp_path: Path, build_small: Build) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(OutputExistsError, match="what is above it is no folder"):
+        build_small(webvision, tmp_path / "file" / "out")

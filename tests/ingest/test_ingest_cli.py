@@ -70,7 +70,7 @@ def error_of(*arguments: object) -> str:
     result = invoke(*arguments)
     assert result.exit_code == 1, result.output
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
+    assert last.startswith("wv-ingest: ")
     return last
 
 
@@ -177,7 +177,9 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_when_there_is_space(
     out = small_disk / "out"
     failed = ingest("build-shards", source, out, "--size", 0, "--workers", 2)
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("error: no space left on the device; free some and run the same")
+    assert failed.stderr.splitlines()[-1].startswith(
+        "wv-ingest: no space left on the device; free some and run the same"
+    )
     assert "Traceback" not in failed.stderr
     assert not list(out.glob("*.tar"))
     assert not list(out.rglob("*.tmp"))

@@ -149,7 +149,7 @@ def test_a_killed_worker_stops_the_build_in_one_line_and_the_same_command_goes_o
         os.kill(workers[0], signal.SIGKILL)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("error: worker process")
+    assert err.splitlines()[-1].startswith("wv-ingest: worker process")
     assert "SIGKILL" in err.splitlines()[-1]
     assert "run the same command again" in err.splitlines()[-1]
     assert "Traceback" not in err

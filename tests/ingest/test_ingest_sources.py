@@ -241,3 +241,18 @@ def test_sources_that_are_none_say_what_was_expected(tmp_path: Path) -> None:
         read_source(tmp_path / "nothing", SourceOptions(source_format="list"))
     with pytest.raises(SourceError, match="is a file, expected a folder"):
         read_source(tmp_path / "image.jpg", SourceOptions(source_format="folders"))
+
+
+def test_one_odd_label_among_ids_is_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label\na.jpg,3\nb.jpg,4\nc.jpg,cat\n")
+    source = read_source(tmp_path / "list.csv", SourceOptions())
+    assert source.class_names == ("3", "4", "cat")
+    assert source.warnings == ("labels are taken as names: 1 of 3 are not whole numbers, the first in row 4",)
+    (tmp_path / "ids.csv").write_text("path,label\na.jpg,3\nb.jpg,4\n")
+    assert read_source(tmp_path / "ids.csv", SourceOptions()).warnings == ()
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label,label\na.jpg,3,4\n")
+    with pytest.raises(SourceError, match="column 'label' stands 2 times"):
+        read_source(tmp_path / "list.csv", SourceOptions())
