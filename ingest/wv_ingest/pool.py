@@ -133,6 +133,8 @@ def _start_deaf_to_ctrl_c(process: BaseProcess) -> None:
 
 def _work(pipe: "Connection[Any, Any]", handler: Callable[[Any, Callable[[int, int], None]], Any]) -> None:
     """A worker's life: answers are (counts since the last one, whether the job is done, its error, its result)."""
+    # Blocked so far; a library's thread may still have it open, and would hand it to us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
