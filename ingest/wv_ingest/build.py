@@ -42,7 +42,7 @@ from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
 from wv_ingest.pool import WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.sources import Source, SourceOptions, read_source
-from wv_shards import BUILD_DIR, Manifest
+from wv_shards import BUILD_DIR, Manifest, temporary_files
 
 DEFAULT_REJECT_FRACTION = 0.1
 _TRIAL_CHUNK = 8
@@ -170,6 +170,10 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
             remove_build_dir(build_dir)
             if not any(out.iterdir()):
                 out.rmdir()
+            raise
+        except BaseException:
+            for leftover in temporary_files(build_dir):  # of a worker that was ended while it cleared up
+                leftover.unlink()
             raise
         manifest = finalize(out, build_dir, state, class_names, deciding, codecs(), progress)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
