@@ -17,7 +17,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from wv_ingest.build import BuildOptions, BuildResult, DryRun
-from wv_shards import Dataset, Manifest, verify
+from wv_shards import Dataset, Manifest, band_range, verify
 
 _CLASSES_SHOWN = 20
 
@@ -113,8 +113,7 @@ def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     for name in ("band", "classes of", "rows", "shards"):
         bands.add_column(name, justify="right")
     for band, start, stop in plan.order.bands:
-        # 2^(b/2) ≤ n < 2^((b+1)/2) over the integers
-        low, high = math.isqrt(2**band - 1) + 1, math.isqrt(2 ** (band + 1) - 1)
+        low, high = band_range(band)
         shards = sum(shard.band == band for shard in plan.shards)
         bands.add_row(str(band), f"{low:,} … {high:,} rows", f"{stop - start:,}", f"{shards:,}")
     console = Console()

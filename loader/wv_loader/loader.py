@@ -307,13 +307,14 @@ class Loader:
             )
 
     def _name(self, batch: Batch, failures: dict[int, Failure], path: Path) -> None:
-        keys = self.dataset.samples_table(["key"]).column("key")
+        slots = sorted(failures)
+        ordinals = batch.ordinals[slots].tolist()
+        keys = self.dataset.keys(ordinals)
         with open(path, "a", encoding="utf-8") as file:
-            for slot, reason in sorted(failures.items()):
-                ordinal = int(batch.ordinals[slot])
+            for slot, ordinal, key in zip(slots, ordinals, keys, strict=True):
                 shard = self.dataset.shard_path(int(self.dataset.shard_of(ordinal))).name
-                row = {"epoch": self._epoch, "batch": batch.index, "ordinal": ordinal, "key": keys[ordinal].as_py()}
-                file.write(json.dumps({**row, "shard": shard, "reason": str(reason)}) + "\n")
+                row = {"epoch": self._epoch, "batch": batch.index, "ordinal": ordinal, "key": key}
+                file.write(json.dumps({**row, "shard": shard, "reason": str(failures[slot])}) + "\n")
 
     def _job(self, plan: EpochPlan | SequentialPlan, epoch: int, number: int) -> Job:
         """Everything about a batch that can be known without reading it."""

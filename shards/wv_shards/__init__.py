@@ -25,6 +25,7 @@ from wv_shards.manifest import (
     ShardInfo,
     UnlistedInfo,
     band_of,
+    band_range,
 )
 from wv_shards.overlay import Overlay
 from wv_shards.reader import Dataset
@@ -66,6 +67,7 @@ __all__ = [
     "UnlistedInfo",
     "atomic_file",
     "band_of",
+    "band_range",
     "checksum",
     "combine",
     "file_checksum",

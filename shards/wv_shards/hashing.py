@@ -4,6 +4,7 @@
 for the plan; xxh3 (64 and 128 bits) covers keys, images and files.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,16 @@ def checksum(data: bytes | memoryview) -> int:
     return xxhash.xxh3_64_intdigest(data)
 
 
-def file_checksum(path: Path) -> str:
-    """The manifest's checksum of one file: xxh3_128 of its bytes, 32 hexadecimal digits."""
+def file_checksum(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """The manifest's checksum of one file: xxh3_128 of its bytes, 32 hexadecimal digits.
+
+    Args:
+        path: of the file.
+        progress: called with the bytes hashed since the last call.
+    """
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            progress(len(chunk))
     return digest.hexdigest()

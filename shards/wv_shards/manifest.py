@@ -1,6 +1,7 @@
 """`manifest.json`: what a directory of shards holds. Written last, so its presence means that the rest is whole."""
 
 import json
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,11 @@ def band_of(rows: int) -> int | None:
     if rows < 0:
         raise ValueError(f"a class can't have {rows} rows")
     return (rows * rows).bit_length() - 1 if rows else None
+
+
+def band_range(band: int) -> tuple[int, int]:
+    """Fewest and most rows of a class in `band`: the whole numbers n with 2^(b/2) ≤ n < 2^((b+1)/2)."""
+    return math.isqrt(2**band - 1) + 1, math.isqrt(2 ** (band + 1) - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

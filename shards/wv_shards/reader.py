@@ -6,7 +6,7 @@ Reads are `pread` by (offset, size), so a file that shrinks is an error of one r
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +111,29 @@ class Dataset:
         if table.num_rows != self.manifest.samples:
             raise CorruptDataError(f"{path}: {table.num_rows} rows, the manifest says {self.manifest.samples}")
         return table
+
+    def keys(self, ordinals: Sequence[int]) -> list[str]:
+        """Keys of some samples, in the order asked for; reads only the parts of `samples.parquet` that hold them.
+
+        Raises:
+            CorruptDataError: the table is missing, unreadable, or too short.
+        """
+        path = self.directory / SAMPLES_FILE
+        found: dict[int, str] = {}
+        wanted = np.unique(np.asarray(ordinals, dtype=np.int64))
+        try:
+            with pq.ParquetFile(path) as file:
+                start = 0
+                for group in range(file.num_row_groups):
+                    stop = start + file.metadata.row_group(group).num_rows
+                    here = wanted[(wanted >= start) & (wanted < stop)]
+                    if len(here):
+                        keys = file.read_row_group(group, columns=["key"]).column("key").take(here - start)
+                        found.update(zip(here.tolist(), keys.to_pylist(), strict=True))
+                    start = stop
+            return [found[ordinal] for ordinal in ordinals]
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise CorruptDataError(f"{path}: not a readable table of keys ({type(error).__name__})") from error
 
     @contextmanager
     def descriptor(self, shard: int) -> Iterator[int]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import xxhash
 
 from wv_shards.errors import ShardsError
 from wv_shards.hashing import checksum, file_checksum
@@ -21,8 +20,6 @@ from wv_shards.manifest import Manifest, ShardInfo
 from wv_shards.reader import Dataset
 from wv_shards.tables import REJECTS_FILE, SAMPLES_FILE
 from wv_shards.writer import IDX_VERSION
-
-_CHUNK_BYTES = 1 << 22
 
 
 class ProblemKind(StrEnum):
@@ -98,17 +95,11 @@ def _verify_shard(
         size = path.stat().st_size
         if size != shard.bytes:
             problems.append(_problem(path, ProblemKind.SIZE, f"{size} bytes, the manifest says {shard.bytes}"))
-        digest = xxhash.xxh3_128()
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                progress(len(chunk))
-        sound = digest.hexdigest() == shard.checksum
+        found = file_checksum(path, progress)
+        sound = found == shard.checksum
         if not sound and not problems:
             problems.append(
-                _problem(
-                    path, ProblemKind.CHECKSUM, f"checksum {digest.hexdigest()}, the manifest says {shard.checksum}"
-                )
+                _problem(path, ProblemKind.CHECKSUM, f"checksum {found}, the manifest says {shard.checksum}")
             )
         if records is not None:
             bad = _bad_samples(path, records)

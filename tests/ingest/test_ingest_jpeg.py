@@ -83,10 +83,18 @@ def test_a_file_that_is_cut_short_is_declined(encode: Draw, cut: int) -> None:
 @given(st.binary(max_size=200), st.integers(0, 600), st.binary(max_size=8))
 def test_nothing_makes_the_parser_fail(encode: Draw, tail: bytes, at: int, insert: bytes) -> None:
     plain = encode(5)
-    strip(tail)
-    strip(b"\xff\xd8" + tail)
-    strip(plain[:at] + insert + plain[at:])
-    strip(plain[:at] + insert + plain[at + len(insert) :])
+    damaged = (
+        tail,
+        b"\xff\xd8" + tail,
+        plain[:at] + insert + plain[at:],
+        plain[:at] + insert + plain[at + len(insert) :],
+    )
+    for data in damaged:
+        stripped = strip(data)
+        if stripped is not None:
+            assert stripped.data.startswith(b"\xff\xd8")
+            assert stripped.data.endswith(b"\xff\xd9")
+            assert len(stripped.data) <= len(data)
 
 
 @pytest.mark.parametrize("marker", [0xC9, 0xC3, 0xDE, 0x02, 0xF7])

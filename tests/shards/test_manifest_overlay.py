@@ -20,6 +20,7 @@ from wv_shards import (
     OverlayMismatchError,
     ShardsError,
     band_of,
+    band_range,
 )
 from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, UnfinishedBuildError
 
@@ -29,6 +30,10 @@ def test_a_band_is_half_an_octave(rows: int) -> None:
     band = band_of(rows)
     assert band is not None
     assert 2**band <= rows * rows < 2 ** (band + 1)
+    first, last = band_range(band)
+    assert first <= rows <= last
+    assert (band_of(first), band_of(last)) == (band, band)
+    assert band_of(last + 1) != band
 
 
 def test_a_class_without_rows_has_no_band() -> None:

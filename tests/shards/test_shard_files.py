@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 from hypothesis import given, settings
@@ -197,3 +198,16 @@ def test_images_written_are_images_read(tmp_path: Path, draw_jpeg: Callable[...,
         assert stored is not None
         with Image.open(io.BytesIO(stored.read())) as opened:
             assert opened.size == (40, 30)
+
+
+def test_keys_of_some_samples_are_read_by_parts_and_in_the_order_asked_for(
+    tmp_path: Path, draw_dataset: Callable[..., Path]
+) -> None:
+    with Dataset.open(draw_dataset(tmp_path / "d", [60, 20])) as dataset:
+        table = dataset.samples_table()
+        pq.write_table(table, tmp_path / "d" / "samples.parquet", row_group_size=7)
+        keys = table.column("key").to_pylist()
+        assert dataset.keys([79, 3, 3, 0, 40]) == [keys[i] for i in (79, 3, 3, 0, 40)]
+        assert dataset.keys([]) == []
+        with pytest.raises(CorruptDataError, match="KeyError"):
+            dataset.keys([80])

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wv_loader import LoaderError
-from wv_shards import ShardsError, write_atomic
+from wv_shards import ShardsError, band_range, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import open_validation_loader
 from wv_train.distributed import World, open_world
@@ -125,10 +125,8 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _band_range(band: int) -> str:
-    """Band b holds 2^(b/2) ≤ n < 2^((b+1)/2)."""
-    low, high = 2 ** (band / 2), 2 ** ((band + 1) / 2)
-    first, beyond = int(-(-low // 1)), int(-(-high // 1))
-    return f"{first:,}" if beyond - 1 <= first else f"{first:,} to {beyond - 1:,}"
+    first, last = band_range(band)
+    return f"{first:,}" if last <= first else f"{first:,} to {last:,}"
 
 
 def _percent(fraction: float | None) -> str:

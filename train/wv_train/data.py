@@ -98,4 +98,4 @@ def check_classes(who: str, trained: list[str], found: list[str]) -> None:
 def keys_of(directory: Path, ordinals: list[int]) -> list[str]:
     """The samples' keys, in the order asked for."""
     with Dataset.open(directory) as dataset:
-        return [str(key) for key in dataset.samples_table(["key"])["key"].take(ordinals).to_pylist()]
+        return dataset.keys(ordinals)

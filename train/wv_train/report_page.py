@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wv_shards import band_range
 from wv_train.report_charts import PALETTE_SIZE, Line, Strip, class_chart, histogram, line_chart
 from wv_train.report_data import Judgement, RunData
 from wv_train.report_style import SCRIPT, STYLE
@@ -380,11 +381,10 @@ def _flat(value: object, path: str = "") -> str:
 
 
 def _band(band: int | None) -> str:
-    """Band b holds the classes with 2^(b/2) ≤ n < 2^((b+1)/2)."""
     if band is None:
         return "none"
-    low, beyond = int(np.ceil(2 ** (band / 2))), int(np.ceil(2 ** ((band + 1) / 2)))
-    return f"{band}: {low:,} images" if beyond - 1 <= low else f"{band}: {low:,} to {beyond - 1:,} images"
+    first, last = band_range(band)
+    return f"{band}: {first:,} images" if last <= first else f"{band}: {first:,} to {last:,} images"
 
 
 def _percent(fraction: float | None) -> str:
