@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -105,8 +106,13 @@ class WorkerPool(Generic[Job, Result]):
             if worker.busy:
                 worker.process.terminate()
             worker.pipe.close()
+        deadline = time.monotonic() + _STOP_SECONDS
         for worker in self._workers:
-            worker.process.join(_STOP_SECONDS)
+            while worker.process.is_alive() and time.monotonic() < deadline:
+                if worker.busy:
+                    # Once more: a signal that comes just before a system call does not end that call.
+                    worker.process.terminate()
+                worker.process.join(_REPORT_SECONDS)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
@@ -124,6 +130,7 @@ def _died(worker: _Worker) -> WorkerDiedError:
 
 def _start_deaf_to_ctrl_c(process: BaseProcess) -> None:
     """Ctrl-C reaches all processes of a terminal, but it is the parent who decides: the child never gets it."""
+    resource_tracker.ensure_running()  # the first start would start it, and that unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()  # inherits what is blocked
@@ -161,6 +168,7 @@ def _work(pipe: "Connection[Any, Any]", handler: Callable[[Any, Callable[[int, i
 
 
 def _leave(signal_number: int, _: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the clearing up is not to be interrupted
     raise SystemExit(128 + signal_number)  # through the context managers, which remove temporary files
 
 
