@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -219,6 +220,7 @@ def _died(worker: _Worker) -> WorkerDiedError:
 
 def _start_deaf_to_ctrl_c(process: BaseProcess) -> None:
     """Ctrl-C reaches all processes of a terminal, but it is the parent who decides: the child never gets it."""
+    resource_tracker.ensure_running()  # its own first start would unblock SIGINT for good
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()  # inherits what is blocked
