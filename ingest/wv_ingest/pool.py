@@ -18,6 +18,7 @@ from enum import StrEnum
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from wv_ingest.errors import WorkerDiedError
@@ -53,13 +54,13 @@ class WorkerLimits:
     max_cpu_s: float = 60.0
     """Of the process, user and system, for one item."""
     max_memory_mb: int = 4096
-    """Of writable private memory of a worker (RLIMIT_DATA), in million bytes."""
+    """Writable private memory for one item, in million bytes, on top of what the worker holds before it."""
 
     def __post_init__(self) -> None:
         if not self.max_cpu_s > 0:
             raise ValueError(f"the limit of CPU time must be positive, got {self.max_cpu_s} s")
-        if self.max_memory_mb < 256:
-            raise ValueError(f"a worker needs 256 MB or more, got {self.max_memory_mb}")
+        if self.max_memory_mb < 64:
+            raise ValueError(f"an item needs 64 MB or more, got {self.max_memory_mb}")
 
 
 @dataclass(slots=True)
@@ -229,7 +230,7 @@ def _start_deaf_to_ctrl_c(process: BaseProcess) -> None:
 
 
 class Desk:
-    """What a handler has at hand while it does a job: counters, the limit of CPU time, verdicts on items."""
+    """What a handler has at hand while it does a job: counters, the limits of an item, verdicts on items."""
 
     def __init__(self, pipe: "Connection[Any, Any]", limits: WorkerLimits, item: Any) -> None:
         self._pipe, self._limits, self._item = pipe, limits, item
@@ -253,8 +254,14 @@ class Desk:
 
     @contextlib.contextmanager
     def at(self, item: int) -> Iterator[None]:
-        """Work on an item within its limit of CPU time: the kernel ends a process that is over it, wherever it is."""
+        """Work on an item within its limits: the kernel ends a process that is over its CPU time, wherever it is, and
+        gives no memory to one that is over the other. What is done between items is not limited."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = _data_bytes() + self._limits.max_memory_mb * 1_000_000
         self._item.value = item
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (min(n for n in (limit, soft, hard) if n != resource.RLIM_INFINITY), hard)
+        )
         signal.setitimer(signal.ITIMER_PROF, self._limits.max_cpu_s)
         try:
             yield
@@ -262,6 +269,7 @@ class Desk:
             os._exit(MEMORY_EXIT)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
             self._item.value = _NO_ITEM
 
     def answer(self, error: Exception | None, result: Any) -> None:
@@ -272,15 +280,17 @@ class Desk:
         self._counts, self._reported = [0] * COUNTERS, time.monotonic()
 
 
+def _data_bytes() -> int:
+    """This process's writable private memory: stacks and mappings, touched or not."""
+    return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+
+
 def _work(pipe: "Connection[Any, Any]", handler: Callable[[Any, Desk], Any], limits: WorkerLimits, item: Any) -> None:
     """A worker's life: answers are (counts since the last one, whether the job is done, its error, its result)."""
     # Blocked so far; a library's thread may still have it open, and would hand it to us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = limits.max_memory_mb * 1_000_000
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
     desk = Desk(pipe, limits, item)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent is gone or done
         while True:
