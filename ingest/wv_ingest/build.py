@@ -39,7 +39,7 @@ from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import Packer, TrialJob, outcomes_path
 from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
-from wv_ingest.pool import WorkerPool
+from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.sources import Source, SourceOptions, read_source
 from wv_shards import BUILD_DIR, Manifest, temporary_files
@@ -54,6 +54,7 @@ class BuildOptions:
 
     check: CheckOptions = field(default_factory=CheckOptions)
     source: SourceOptions = field(default_factory=SourceOptions)
+    limits: WorkerLimits = field(default_factory=WorkerLimits)
     seed: int = 0
     shard_mb: int = 64
     """A shard weighs about so many million bytes at most."""
@@ -83,6 +84,8 @@ class BuildOptions:
             "max_pixels": self.check.max_pixels,
             "max_side": self.check.max_side_px,
             "min_side": self.check.min_side_px,
+            "max_cpu_s": self.limits.max_cpu_s,
+            "max_memory_mb": self.limits.max_memory_mb,
             "source_format": source.source_format,
             **self.source.deciding(),
             "source_rows": source.digest(),
@@ -122,7 +125,7 @@ def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> D
     source = _read(source_path, options, progress)
     order = order_rows(source, options.seed)
     with tempfile.TemporaryDirectory(prefix="wv-ingest-") as scratch:
-        pool = WorkerPool(options.workers, _packer(source, Path(scratch), options))
+        pool = WorkerPool(options.workers, _packer(source, Path(scratch), options), options.limits)
         with _closing(pool):
             lookup = look_up(source, Path(scratch), pool, progress, unlisted=options.unlisted)
             shards, bytes_per_row = _cut(source, order, lookup, options, pool)
@@ -158,7 +161,7 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
                 f"{out}: holds an unfinished build from other tars than {source.root} has now (added, removed or of "
                 "another size); put them back, or build into a new folder"
             )
-        pool = WorkerPool(options.workers, _packer(source, build_dir, options))
+        pool = WorkerPool(options.workers, _packer(source, build_dir, options), options.limits)
         try:
             with _closing(pool):
                 if state is None:

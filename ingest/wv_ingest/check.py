@@ -66,6 +66,10 @@ class Reason(StrEnum):
     UNDECODABLE = "undecodable"
     UNSUPPORTED_PIXELS = "unsupported-pixels"
     """Decodes, to something that has no 8-bit RGB (floating point, LAB)."""
+    DECODER_CRASHED = "decoder-crashed"
+    """Ended a process that did nothing else, twice."""
+    DECODER_CPU_LIMIT = "decoder-cpu-limit"
+    DECODER_MEMORY_LIMIT = "decoder-memory-limit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +127,7 @@ class _Refused(Exception):  # noqa: N818 - control flow inside this module
 def check_image(data: bytes, options: CheckOptions) -> Accepted | Rejected:
     """Decode `data` in full and return what to store of it, or why it is rejected.
 
-    Never raises for anything that `data` may be. Sets Pillow's global pixel limit.
+    Raises nothing but MemoryError, whatever `data` may be. Sets Pillow's global pixel limit.
     """
     Image.MAX_IMAGE_PIXELS = options.max_pixels
     with warnings.catch_warnings():
@@ -163,6 +167,8 @@ def _decodable(format_name: str) -> bool:
 def _open(data: bytes, format_name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=ACCEPTED[format_name].plugins)
+    except MemoryError:
+        raise
     except Image.DecompressionBombError:
         raise _Refused(Reason.TOO_LARGE, format_name) from None
     except Exception as error:
@@ -184,6 +190,8 @@ def _check_sides(size: tuple[int, int], options: CheckOptions) -> None:
 def _load(image: Image.Image, format_name: str) -> None:
     try:
         image.load()
+    except MemoryError:
+        raise
     except Image.DecompressionBombError:
         raise _Refused(Reason.TOO_LARGE, format_name) from None
     except Exception as error:

@@ -16,6 +16,7 @@ from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, plan_o
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.errors import IngestError, Stopped
+from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
 from wv_ingest.report import print_dry_run, print_stats, print_summary, print_verified, stats_document
 from wv_ingest.selection import parse_classes
@@ -140,6 +141,12 @@ def main() -> None:
 @click.option(
     "--no-unlisted", is_flag=True, help="WebVision: do not look for files that no list names (a walk of all folders)."
 )
+@click.option(
+    "--max-cpu-s", type=float, default=60.0, show_default=True, help="Reject files that take longer, in CPU time."
+)
+@click.option(
+    "--max-memory-mb", type=int, default=4096, show_default=True, help="Reject files for which a worker needs more."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @one_line_errors
 def build_shards(
@@ -164,6 +171,8 @@ def build_shards(
     max_side: int,
     min_side: int,
     no_unlisted: bool,
+    max_cpu_s: float,
+    max_memory_mb: int,
     dry_run: bool,
 ) -> None:
     """Check, resize and pack the images of SOURCE into shards in OUT.
@@ -200,6 +209,7 @@ def build_shards(
                 only=only,
                 class_ids=None if classes is None else parse_classes(classes),
             ),
+            limits=WorkerLimits(max_cpu_s=max_cpu_s, max_memory_mb=max_memory_mb),
             seed=seed,
             shard_mb=shard_mb,
             max_reject_fraction=max_reject_fraction,

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from wv_ingest.keys import key_of, text_of
 from wv_ingest.metadata import Metadata
 from wv_ingest.outcomes import OutcomeRows, ShardSummary
 from wv_ingest.plan import PlannedShard
+from wv_ingest.pool import Desk, Verdict
 from wv_ingest.source_files import SourceFiles
 from wv_ingest.tars import IndexedTar, IndexJob, index_tar, indexed
 from wv_shards import ShardWriter, checksum
@@ -31,6 +31,13 @@ ROWS, REJECTS, BYTES_READ, BYTES_PACKED = range(4)
 
 _FULL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Failures to open a file that say nothing about the file."""
+
+
+_CONDEMNED = {
+    Verdict.CRASHED: Reason.DECODER_CRASHED,
+    Verdict.CPU_LIMIT: Reason.DECODER_CPU_LIMIT,
+    Verdict.MEMORY_LIMIT: Reason.DECODER_MEMORY_LIMIT,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,29 +71,44 @@ class Packer:
         self._files = SourceFiles(root, build_dir, tars)
 
     def __call__(
-        self, job: PlannedShard | TrialJob | IndexJob, count_up: Callable[[int, int], None]
-    ) -> ShardSummary | list[int] | IndexedTar:
-        """A shard's summary; or, for a trial, the bytes that each file takes in a tar, 0 for a reject."""
+        self, job: PlannedShard | TrialJob | IndexJob, desk: Desk
+    ) -> ShardSummary | list[int] | IndexedTar | None:
+        """A shard's summary; or, for a trial, the bytes that each file takes in a tar, 0 for a reject.
+
+        Rows are the desk's items. A probe only looks at its row, and has no result.
+        """
         if isinstance(job, IndexJob):
             before = 0
             for members in index_tar(job):
-                count_up(ROWS, members - before)
+                desk.count_up(ROWS, members - before)
                 before = members
             return indexed(job)
+        if desk.probe is not None:
+            if isinstance(job, TrialJob):
+                path, place = job.paths[desk.probe], job.places[desk.probe]
+            else:
+                (row,) = self._rows_of(job).slice(desk.probe, 1).to_pylist()
+                path, place = row["path"], place_of(row)
+            self._examine(path, place, desk.probe, desk)
+            return None
         if isinstance(job, TrialJob):
-            return [self._weigh(path, place) for path, place in zip(job.paths, job.places, strict=True)]
-        return self._pack(job, count_up)
+            places = zip(job.paths, job.places, strict=True)
+            return [self._weigh(path, place, item, desk) for item, (path, place) in enumerate(places)]
+        return self._pack(job, desk)
 
-    def _pack(self, shard: PlannedShard, count_up: Callable[[int, int], None]) -> ShardSummary:
-        rows = self._plan_rows().slice(shard.start, shard.stop - shard.start)
+    def _rows_of(self, shard: PlannedShard) -> pa.Table:
+        return self._plan_rows().slice(shard.start, shard.stop - shard.start)
+
+    def _pack(self, shard: PlannedShard, desk: Desk) -> ShardSummary:
+        rows, count_up = self._rows_of(shard), desk.count_up
         with_metadata = "meta" in rows.schema.names
         metadata = Metadata(self._build_dir, self._files.metadata)
         outcomes = OutcomeRows(with_metadata=with_metadata)
         with ShardWriter(self._build_dir, shard.name) as writer:
-            for row in rows.to_pylist():
+            for item, row in enumerate(rows.to_pylist()):
                 path, number, label = row["path"], row["row"], row["label"]
                 text = text_of(path)
-                image, data = self._examine(path, place_of(row))
+                image, data = self._examine(path, place_of(row), item, desk)
                 count_up(BYTES_READ, len(data))
                 if isinstance(image, Rejected):
                     reason = image.reason.value
@@ -108,8 +130,8 @@ class Packer:
             finished = writer.finish(shard.band) if some else None
         return outcomes.write(outcomes_path(self._build_dir, shard), finished)
 
-    def _weigh(self, path: bytes, place: Place | None) -> int:
-        image, _ = self._examine(path, place)
+    def _weigh(self, path: bytes, place: Place | None, item: int, desk: Desk) -> int:
+        image, _ = self._examine(path, place, item, desk)
         if isinstance(image, Rejected):
             return 0
         facts_bytes = 64 + len(path)
@@ -124,10 +146,13 @@ class Packer:
             self._rows = pa.ipc.open_file(pa.memory_map(str(self._build_dir / PLAN_ROWS_FILE))).read_all()
         return self._rows
 
-    def _examine(self, path: bytes, place: Place | None) -> tuple[Accepted | Rejected, bytes]:
+    def _examine(self, path: bytes, place: Place | None, item: int, desk: Desk) -> tuple[Accepted | Rejected, bytes]:
         """What becomes of a file, and its bytes; no bytes where it was not read."""
-        data = self._read(path, place)
-        return (data, b"") if isinstance(data, Rejected) else (check_image(data, self._options), data)
+        if item in desk.verdicts:
+            return Rejected(reason=_CONDEMNED[desk.verdicts[item]], detail=""), b""
+        with desk.at(item):
+            data = self._read(path, place)
+            return (data, b"") if isinstance(data, Rejected) else (check_image(data, self._options), data)
 
     def _read(self, path: bytes, place: Place | None) -> bytes | Rejected:
         """The file's bytes; nothing that a source can hold makes this hang or fill the memory."""

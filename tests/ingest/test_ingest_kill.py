@@ -138,7 +138,7 @@ def wait_for_shards(out: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_worker_stops_the_build_in_one_line_and_the_same_command_goes_on(
+def test_a_killed_worker_is_replaced_and_condemns_no_file(
     many: Path, tmp_path: Path, start_ingest: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
     out = tmp_path / "out"
@@ -147,18 +147,10 @@ def test_a_killed_worker_stops_the_build_in_one_line_and_the_same_command_goes_o
         workers = worker_pids(process.pid)
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("wv-ingest: worker process")
-    assert "SIGKILL" in err.splitlines()[-1]
-    assert "run the same command again" in err.splitlines()[-1]
-    assert "Traceback" not in err
-    assert not any(alive(pid) for pid in workers)
-    with start_ingest("build-shards", many, out, "--size", 64, "--workers", 2) as process:
-        text, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "rows done in this run" in text
     assert Manifest.load(out).samples == 3000
+    assert not any(alive(pid) for pid in workers)
     assert not list(out.rglob("*.tmp"))
 
 

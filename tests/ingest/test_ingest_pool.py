@@ -17,7 +17,7 @@ HANDLERS = textwrap.dedent(
     """
     import os, time
 
-    def work(job, count_up):
+    def work(job, desk):
         if job == "fail":
             raise KeyError("said so")
         if job == "die":
@@ -25,8 +25,8 @@ HANDLERS = textwrap.dedent(
         if job == "sleep":
             time.sleep(300)
         for _ in range(job):
-            count_up(0, 1)
-            count_up(1, 10)
+            desk.count_up(0, 1)
+            desk.count_up(1, 10)
         return job * job
     """
 )
@@ -66,7 +66,7 @@ def test_what_a_handler_raises_comes_back(work: Callable[..., int]) -> None:
 def test_a_worker_that_ends_without_an_answer_is_noticed(work: Callable[..., int]) -> None:
     pool: WorkerPool[object, int] = WorkerPool(2, work)
     try:
-        with pytest.raises(WorkerDiedError, match="ended with exit code 3"):
+        with pytest.raises(WorkerDiedError, match="ended with exit code 3, as 4 before it"):
             list(pool.run([1, "die", 2]))
     finally:
         pool.close()
