@@ -18,6 +18,7 @@ from PIL import Image, features
 from wv_ingest.color import flatten, follow_profile, to_srgb
 from wv_ingest.formats import ACCEPTED, RECOGNISED, png_is_whole, sniff
 from wv_ingest.jpeg import strip
+from wv_ingest.phash import phash_of
 
 JPEG_MAX_SIDE_PX = 65_500
 """libjpeg encodes no longer side."""
@@ -108,6 +109,8 @@ class Accepted:
     height: int
     kept: bool
     """The coded data is the source's own."""
+    phash: int
+    """`phash.phash_of` what is stored, before it was encoded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,8 +227,9 @@ def _keep(data: bytes, image: Image.Image, options: CheckOptions) -> Accepted | 
     if stripped is None or stripped.precision != 8 or (stripped.width, stripped.height) != (width, height):
         return None
     # What is stored is what gets decoded, not what it was made from.
-    _load(_open(stripped.data, "jpeg"), "jpeg")
-    return Accepted(data=stripped.data, width=width, height=height, kept=True)
+    stored = _open(stripped.data, "jpeg")
+    _load(stored, "jpeg")
+    return Accepted(data=stripped.data, width=width, height=height, kept=True, phash=phash_of(stored))
 
 
 def _encode(image: Image.Image, format_name: str, options: CheckOptions) -> Accepted:
@@ -254,7 +258,8 @@ def _encode(image: Image.Image, format_name: str, options: CheckOptions) -> Acce
     flat.info = {}  # or the encoder would write comments back
     buffer = io.BytesIO()
     flat.save(buffer, "JPEG", quality=options.quality, subsampling="4:2:0")
-    return Accepted(data=buffer.getvalue(), width=flat.width, height=flat.height, kept=False)
+    data = buffer.getvalue()
+    return Accepted(data=data, width=flat.width, height=flat.height, kept=False, phash=phash_of(flat))
 
 
 def _reduced(size: tuple[int, int], size_px: int) -> tuple[int, int]:

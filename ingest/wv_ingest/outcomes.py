@@ -30,6 +30,7 @@ OUTCOMES_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bytes", pa.int32()),
         ("content_hash", pa.uint64()),
+        ("phash", pa.uint64()),  # null too where nothing was decoded
         ("record", pa.binary(INDEX_DTYPE.itemsize)),
     ]
 )
@@ -64,7 +65,7 @@ class OutcomeRows:
         self.rejects[reason] += 1
 
     def pack(self, *, row: int, path: str, label: int, **facts: object) -> None:
-        """The row is packed; `facts` are the columns from `key` to `content_hash`."""
+        """The row is packed; `facts` are the columns from `key` to `phash`."""
         self._add(row=row, path=path, label=label, **facts)
 
     def _add(self, **values: object) -> None:

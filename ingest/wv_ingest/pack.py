@@ -118,7 +118,11 @@ class Packer:
                     key, origin = key_of(path), {"source": row["source"], "query": row["query"]}
                     sides = {"width": image.width, "height": image.height}
                     writer.add(key, image.data, label, {"path": text, **origin}, **sides)
-                    facts: dict[str, object] = {"bytes": len(image.data), "content_hash": checksum(data)}
+                    facts: dict[str, object] = {
+                        "bytes": len(image.data),
+                        "content_hash": checksum(data),
+                        "phash": image.phash,
+                    }
                     if with_metadata:
                         record, gap = metadata.record(row["meta"].encode(), row["meta_row"])
                         facts |= record

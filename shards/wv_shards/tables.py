@@ -19,6 +19,7 @@ SAMPLES_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bytes", pa.int32()),
         ("content_hash", pa.uint64()),  # xxh3_64 of the source file
+        ("phash", pa.uint64()),  # perceptual hash of the picture; null where nothing was decoded
     ]
 )
 
