@@ -10,6 +10,7 @@ import click
 from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, plan_only
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.cli_errors import one_line_errors, stoppable
+from wv_ingest.cli_exclude import exclude_command
 from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.errors import Stopped
 from wv_ingest.pool import WorkerLimits
@@ -239,6 +240,7 @@ def stats(shards: Path, *, as_json: bool) -> None:
 
 
 main.add_command(sample_data_command, "sample-data")
+main.add_command(exclude_command)
 
 if __name__ == "__main__":
     main()

@@ -121,9 +121,9 @@ def start_ingest() -> Callable[..., subprocess.Popen[str]]:
 def ingest(start_ingest: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `wv-ingest` to its end."""
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        with start_ingest(*arguments, **options) as process:
-            out, err = process.communicate(timeout=120)
+    def run(*arguments: object, input_text: str | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+        with start_ingest(*arguments, stdin=subprocess.PIPE if input_text else None, **options) as process:
+            out, err = process.communicate(input_text, timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
