@@ -22,6 +22,8 @@ MANIFEST_FILE = "manifest.json"
 _DIGEST_CLASS = ("class_id", "name", "rows", "samples", "band")
 BUILD_DIR = ".build"
 """Folder of an unfinished build inside its output directory; removed after the manifest is written."""
+PART_FILE = "part.json"
+"""In BUILD_DIR: all shards of one part of a build are there, and wait for `wv-ingest finalize`."""
 
 
 def band_of(rows: int) -> int | None:
@@ -218,12 +220,24 @@ def _parse_all(kind: type[Parsed], where: str, rows: object) -> tuple[Parsed, ..
 
 
 def _missing(directory: Path) -> NotADatasetError | UnfinishedBuildError:
+    if (directory / BUILD_DIR / PART_FILE).is_file():
+        return UnfinishedBuildError(
+            f"{directory}: {_part(directory)}; `wv-ingest finalize OUT PART_DIR…` joins it with the others"
+        )
     if (directory / BUILD_DIR).is_dir():
         return UnfinishedBuildError(
-            f"{directory}: the build has not been finished; run the same `wv-ingest build-shards` again to finish it"
+            f"{directory}: the build has not been finished; run the same `wv-ingest` command again to finish it"
         )
     if directory.is_dir():
         return NotADatasetError(
             f"{directory}: no {MANIFEST_FILE} in it; expected the output of `wv-ingest build-shards`"
         )
     return NotADatasetError(f"{directory}: no such directory; expected the output of `wv-ingest build-shards`")
+
+
+def _part(directory: Path) -> str:
+    try:
+        note = json.loads((directory / BUILD_DIR / PART_FILE).read_bytes())
+        return f"is part {note['part']} of {note['parts']} of a build, complete"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "is a part of a build"
