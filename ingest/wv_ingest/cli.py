@@ -7,15 +7,17 @@ from typing import Any
 
 import click
 
-from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, plan_only
+from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, build_part, plan_only
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.cli_exclude import exclude_command
+from wv_ingest.cli_finalize import finalize_command
 from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.errors import Stopped
+from wv_ingest.parts import Part
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
-from wv_ingest.report import print_dry_run, print_stats, print_summary, print_verified, stats_document
+from wv_ingest.report import print_dry_run, print_part, print_stats, print_summary, print_verified, stats_document
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
 from wv_shards import Dataset
@@ -111,6 +113,11 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the order in the shards.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each core.")
 @click.option(
+    "--part",
+    metavar="I/N",
+    help="Pack only the I-th of N shares of the shards, here; `wv-ingest finalize` joins the parts of all machines.",
+)
+@click.option(
     "--max-reject-fraction",
     type=click.FloatRange(0.0, 1.0),
     default=DEFAULT_REJECT_FRACTION,
@@ -164,6 +171,7 @@ def build_shards(
     shard_mb: int,
     seed: int,
     workers: int | None,
+    part: str | None,
     max_reject_fraction: float,
     max_bytes: int,
     max_pixels: int,
@@ -189,6 +197,7 @@ def build_shards(
       wv-ingest build-shards /data/webvision shards/mini --only google --classes 0-49
       wv-ingest build-shards photos/list.csv shards --path-column file --label-column class --size 0
       wv-ingest build-shards /data/webvision shards/train --dry-run
+      wv-ingest build-shards /data/webvision parts/03 --part 3/16
     """
     try:
         options = BuildOptions(
@@ -217,6 +226,7 @@ def build_shards(
             seed=seed,
             shard_mb=shard_mb,
             max_reject_fraction=max_reject_fraction,
+            part=None if part is None else Part.parse(part),
             unlisted=not no_unlisted,
             **({} if workers is None else {"workers": workers}),
         )
@@ -228,6 +238,8 @@ def build_shards(
             with stoppable():
                 if dry_run:
                     print_dry_run(plan_only(source, options, progress), options)
+                elif options.part is not None:
+                    print_part(build_part(source, out, options, progress), out)
                 else:
                     print_summary(build(source, out, options, progress), out)
         except Stopped as stopped:
@@ -273,6 +285,7 @@ def stats(shards: Path, *, as_json: bool) -> None:
 
 main.add_command(sample_data_command, "sample-data")
 main.add_command(exclude_command)
+main.add_command(finalize_command, "finalize")
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -90,9 +89,6 @@ def finalize(
     out: Path,
     build_dir: Path,
     state: BuildState,
-    class_names: tuple[str, ...],
-    options: dict[str, Any],
-    codecs: dict[str, str],
     progress: Progress,
 ) -> Manifest:
     """Finish the data set in `out`; all shards' outcomes are in `build_dir`.
@@ -116,8 +112,8 @@ def finalize(
     assert account.seen.all(), "a row of the source has no outcome"
     assert samples + rejects == state.rows, "packed and rejected rows do not add up"
     manifest = Manifest(
-        seed=state.identity["seed"],
-        split=state.identity["split"],
+        seed=state.identity.seed,
+        split=state.identity.split,
         classes=tuple(
             ClassInfo(
                 class_id=i,
@@ -128,7 +124,7 @@ def finalize(
                 original_id=None if state.original_ids is None else state.original_ids[i],
             )
             for i, (name, rows, packed_rows) in enumerate(
-                zip(class_names, state.class_rows, account.class_samples, strict=True)
+                zip(state.class_names, state.class_rows, account.class_samples, strict=True)
             )
         ),
         shards=tuple(infos),
@@ -144,8 +140,8 @@ def finalize(
         else UnlistedInfo(files=state.unlisted[0], first=tuple(state.unlisted[1])),
         metadata_gaps=dict(sorted(gaps.items())),
         index_checksum=file_checksum(build_dir / INDEX_FILE),
-        options=options,
-        codecs=codecs,
+        options=state.identity.options,
+        codecs=state.identity.codecs,
     )
     _move(build_dir, out, infos)
     write_timm_info(out, manifest)
