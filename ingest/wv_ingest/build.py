@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,10 +151,10 @@ def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> D
     source = _read(source_path, options, progress)
     order = order_rows(source, options.seed)
     with tempfile.TemporaryDirectory(prefix="wv-ingest-") as scratch:
-        pool = WorkerPool(options.workers, _packer(source, Path(scratch), options), options.limits)
+        pool = WorkerPool(options.workers, packer(source, Path(scratch), options), options.limits)
         with _closing(pool):
             lookup = look_up(source, Path(scratch), pool, progress, unlisted=options.unlisted)
-            shards, bytes_per_row = _cut(source, order, lookup, options, pool)
+            shards, bytes_per_row = cut(source, order, lookup, options, pool)
     return DryRun(source=source, order=order, shards=tuple(shards), bytes_per_row=bytes_per_row, lookup=lookup)
 
 
@@ -205,14 +205,14 @@ def _build(source_path: Path, out: Path, options: BuildOptions, progress: Progre
                 f"{out}: holds an unfinished build from other tars than {source.root} has now (added, removed or of "
                 "another size); put them back, or build into a new folder"
             )
-        pool = WorkerPool(options.workers, _packer(source, build_dir, options), options.limits)
+        pool = WorkerPool(options.workers, packer(source, build_dir, options), options.limits)
         try:
             with _closing(pool):
                 if state is None:
                     state = _plan(build_dir, identity, source, options, pool, progress)
                 del source  # gigabytes for millions of rows; the workers map theirs from the plan
                 quiet = pool.counters()[NOISY]  # the trial's are not counted twice
-                packed_rows, rejects = _pack(out, build_dir, state, options, pool, progress)
+                packed_rows, rejects = pack_shards(out, build_dir, state, options, pool, progress)
                 noisy_rows = pool.counters()[NOISY] - quiet
         except NothingReadableError:
             remove_build_dir(build_dir)
@@ -239,7 +239,8 @@ def _build(source_path: Path, out: Path, options: BuildOptions, progress: Progre
     )
 
 
-def _packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:
+def packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:
+    """What the workers do with the source's files."""
     return Packer(source.root.resolve(), build_dir, options.check, tuple(tar.resolve() for tar in source.tars))
 
 
@@ -266,13 +267,18 @@ def _plan(
     progress.note("planning")
     order = order_rows(source, options.seed)
     lookup = look_up(source, build_dir, pool, progress, unlisted=options.unlisted)
-    shards, bytes_per_row = _cut(source, order, lookup, options, pool)
+    shards, bytes_per_row = cut(source, order, lookup, options, pool)
     part = None if options.part is None else str(options.part)
     return save_state(build_dir, identity, part, source, order, shards, bytes_per_row, lookup)
 
 
-def _cut(
-    source: Source, order: RowOrder, lookup: Lookup, options: BuildOptions, pool: "WorkerPool[Any, Any]"
+def cut(
+    source: Source,
+    order: RowOrder,
+    lookup: Lookup,
+    options: BuildOptions,
+    pool: "WorkerPool[Any, Any]",
+    taken: Collection[str] = (),
 ) -> tuple[list[PlannedShard], int]:
     """Shards and the mean bytes of a row, learnt by packing some rows in trial."""
     paths = source.rows.column("path").take(order.trial).to_pylist()
@@ -283,8 +289,8 @@ def _cut(
         TrialJob(paths=tuple(paths[i : i + _TRIAL_CHUNK]), places=tuple(places[i : i + _TRIAL_CHUNK])) for i in starts
     ]
     weights = [weight for weights in pool.run(jobs) for weight in weights]
-    bytes_per_row = max(1, sum(weights) // len(weights))
-    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000), bytes_per_row
+    bytes_per_row = max(1, sum(weights) // max(1, len(weights)))
+    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000, taken), bytes_per_row
 
 
 def _own(state: BuildState, options: BuildOptions) -> list[PlannedShard]:
@@ -292,15 +298,23 @@ def _own(state: BuildState, options: BuildOptions) -> list[PlannedShard]:
     return state.shards if options.part is None else options.part.share(state.shards)
 
 
-def _pack(
+def pack_shards(
     out: Path,
     build_dir: Path,
     state: BuildState,
     options: BuildOptions,
     pool: "WorkerPool[Any, Any]",
     progress: Progress,
+    *,
+    before: Counter[str] | None = None,
+    rows_before: int = 0,
 ) -> tuple[int, Counter[str]]:
-    """Have all shards packed that are not; returns how many rows that were, and all rejects by reason."""
+    """Have all shards packed that are not; returns how many rows that were, and all rejects by reason.
+
+    Args:
+        before: rejects that count for the limit too, of `rows_before` rows that are done.
+    """
+    before = before or Counter()
     whole = options.part is None
     shards = _own(state, options)
     rejects = Counter({Reason.REPEATED_ROW.value: state.repeated} if whole else {})
@@ -316,12 +330,12 @@ def _pack(
     if todo:
         (build_dir / PART_FILE).unlink(missing_ok=True)
     done_rejects = rejects.total()
-    check_rejects(rejects, wanted, options.max_reject_fraction, whole=whole)
+    check_rejects(rejects + before, wanted + rows_before, options.max_reject_fraction, whole=whole)
     progress.start(total_rows=wanted, done_rows=done_rows, done_rejects=done_rejects, counters=pool.counters)
     # The largest first: the last ones to finish are then small. The order of work decides no byte.
     for summary in pool.run(sorted(todo, key=lambda s: s.start - s.stop), progress.tick):
         rejects.update(summary.rejects)
-        check_rejects(rejects, wanted, options.max_reject_fraction, whole=whole)
+        check_rejects(rejects + before, wanted + rows_before, options.max_reject_fraction, whole=whole)
     progress.stop()
     return wanted - done_rows, rejects
 
