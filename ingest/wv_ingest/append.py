@@ -55,6 +55,7 @@ from wv_shards import (
     SAMPLES_FILE,
     TIMM_INFO_FILE,
     ClassInfo,
+    CorruptDataError,
     EarlierInfo,
     Manifest,
     OriginInfo,
@@ -242,6 +243,8 @@ def _join(
     append_dir = directory / APPEND_DIR
     joined = append_dir / _JOINED
     joined.mkdir(exist_ok=True)
+    if file_checksum(directory / INDEX_FILE) != before.index_checksum:
+        raise CorruptDataError(f"{directory / INDEX_FILE}: is damaged; run `wv-ingest verify --repair` first")
     join_indexes(
         joined / INDEX_FILE, [(directory / INDEX_FILE, before.samples), (append_dir / INDEX_FILE, tables.samples)]
     )

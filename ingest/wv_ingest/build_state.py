@@ -49,6 +49,8 @@ REPEATED_FILE = "repeated.outcomes"
 LOCK_FILE = "lock"
 APPENDED = "appended"
 """Key of the manifest's options: digests of the sources that were appended, in their order."""
+MERGED = "merged"
+"""Key of the manifest's options: of each data set that was merged the digest, and the options in which they differ."""
 _CHUNK_ROWS = 1 << 16
 _ORPHAN_SECONDS = 20.0
 

@@ -12,7 +12,7 @@ from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.cli_exclude import exclude_command
 from wv_ingest.cli_finalize import finalize_command
-from wv_ingest.cli_grow import append_command
+from wv_ingest.cli_grow import append_command, merge_command
 from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.errors import Stopped
 from wv_ingest.parts import Part
@@ -287,6 +287,7 @@ def stats(shards: Path, *, as_json: bool) -> None:
 main.add_command(sample_data_command, "sample-data")
 main.add_command(exclude_command)
 main.add_command(append_command)
+main.add_command(merge_command)
 main.add_command(finalize_command, "finalize")
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`wv-ingest append`: a data set that grows."""
+"""`wv-ingest append` and `merge`: data sets that grow."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ from wv_ingest.append import AppendOptions, AppendResult, append
 from wv_ingest.build import DEFAULT_REJECT_FRACTION
 from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.errors import Stopped
+from wv_ingest.merge import merge
 from wv_ingest.progress import Progress
 
 
@@ -93,3 +94,33 @@ def _print_appended(result: AppendResult, shards: Path) -> None:
         if now == was and ":" in name:
             continue
         click.echo(f"  {name:<32} {was:>12,} before {now:>12,} now {now - was:>+12,}")
+
+
+@click.command("merge")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("shards", type=click.Path(path_type=Path), nargs=-1, required=True)
+@one_line_errors
+def merge_command(out: Path, shards: tuple[Path, ...]) -> None:
+    """Make one data set in OUT of the data sets SHARDS SHARDS…, which stay as they are.
+
+    They need the same classes at the same ids (one may have more), and no key in common. Tars are linked where OUT is
+    on the same file system, else copied. Exclusions are merged; other overlays of the first data set hold for OUT.
+    A merge that was stopped goes on when the same command is run again.
+
+    \b
+    Example:
+      wv-ingest merge shards/all shards/google shards/flickr
+    """
+    if len(shards) < 2:
+        raise click.UsageError("a merge needs two data sets or more")
+    with Progress() as progress:
+        try:
+            with stoppable():
+                manifest = merge(out, shards, progress)
+        except Stopped as stopped:
+            progress.note("stopped; run the same command again to go on")
+            sys.exit(128 + stopped.signal_number)
+    click.echo(
+        f"{out}: {manifest.samples:,} images in {len(manifest.shards):,} shards, {len(manifest.classes):,} classes, "
+        f"{sum(manifest.rejects.values()):,} rejects, from {len(shards)} data sets"
+    )

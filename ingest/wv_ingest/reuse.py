@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from wv_ingest.build import BuildOptions
-from wv_ingest.build_state import APPENDED, Identity, difference
+from wv_ingest.build_state import APPENDED, MERGED, Identity, difference
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.errors import BuildMismatchError, SourceError
 from wv_ingest.pool import WorkerLimits
@@ -19,7 +19,7 @@ from wv_ingest.progress import Progress
 from wv_ingest.sources import Source, SourceOptions, read_source
 from wv_shards import Manifest
 
-_OF_THE_SOURCE = ("source_rows", "classes", APPENDED)
+_OF_THE_SOURCE = ("source_rows", "classes", APPENDED, MERGED)
 """Options that say which rows there were, not what was made of them."""
 
 
