@@ -109,7 +109,7 @@ def _complete_parts(out: Path, folders: Sequence[Path]) -> list[_CompletePart]:
         shown = absent if len(absent) <= _SHOWN else [*absent[: _SHOWN - 1], f"{len(absent) - _SHOWN + 1} more"]
         names = f"part {shown[0]}" if len(shown) == 1 else f"parts {', '.join(shown[:-1])} and {shown[-1]}"
         raise PartsError(
-            f"{names} of {count} {'is' if len(shown) == 1 else 'are'} missing; build them with "
+            f"{names} of {count} {'is' if len(shown) == 1 else 'are'} missing; build what is missing with "
             f"`wv-ingest build-shards … --part {absent[0]}/{count}` and give all folders"
         )
     return [parts[number] for number in sorted(parts)]
