@@ -1,7 +1,7 @@
 """`merge`: finished data sets become one, in the order given. Their tars are linked, or copied to another file system.
 
-Ordinals are those of the first set, then of the second, and so on: overlays of the first set hold for all. A shard keeps
-its band; a class whose band was another in another set keeps that of the first set that has rows of it.
+Ordinals are those of the first set, then of the second, and so on: overlays of the first set hold for all. Shards keep
+their bands; a class whose band was another in another set keeps that of the first set that has rows of it.
 """
 
 import json
@@ -153,7 +153,7 @@ def _check_keys(sets: Sequence[_Set]) -> None:
     digests = bytearray()
     for one in sets:
         for group in row_groups(one.folder / SAMPLES_FILE, ["key"]):
-            digests += b"".join(xxhash.xxh3_128_digest(key) for key in group.column("key").to_pylist())
+            digests += b"".join(xxhash.xxh3_128_digest(key.encode()) for key in group.column("key").to_pylist())
     both: NDArray[np.uint64] = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (samples, 2)
     samples = [one.manifest.samples for one in sets]
     if len(both) != sum(samples):

@@ -35,6 +35,6 @@ def bring(source: Path, target: Path, tick: Callable[[], None], checksum: str | 
                 tick()
             if checksum not in (None, digest.hexdigest()):
                 raise CorruptDataError(
-                    f"{source}: checksum {digest.hexdigest()}, expected {checksum}: the file changed after the build; "
-                    "run `wv-ingest verify` on its directory"
+                    f"{source}: checksum {digest.hexdigest()}, expected {checksum}: the file changed after it was "
+                    "packed; mend it where it lies, or copy it from there again"
                 ) from None

@@ -20,7 +20,7 @@ from wv_ingest.join import join
 from wv_ingest.parts import Part
 from wv_ingest.plan import PlannedShard
 from wv_ingest.progress import Progress
-from wv_shards import BUILD_DIR, Manifest, OutputExistsError, UnfinishedBuildError
+from wv_shards import BUILD_DIR, CorruptDataError, Manifest, OutputExistsError, UnfinishedBuildError
 
 Build = Callable[..., BuildResult | PartResult]
 Draw = Callable[..., bytes]
@@ -156,7 +156,10 @@ def test_what_is_missing_or_no_part_is_named(
     shutil.copytree(three[2], tmp_path / "begun")
     (tmp_path / "begun" / BUILD_DIR / "part.json").unlink()
     for folders, message in (
-        (three[1:2], "parts 1 and 3 of 3 are missing; build what is missing with `wv-ingest build-shards … --part 1/3`"),
+        (
+            three[1:2],
+            "parts 1 and 3 of 3 are missing; build what is missing with `wv-ingest build-shards … --part 1/3`",
+        ),
         ([tmp_path / "of-five"], "parts 1, 2, 3 and 4 of 5 are missing"),
         (three[:2], "part 3 of 3 is missing"),
         ([*three, tmp_path / "again"], "part 1/3 is there twice"),
@@ -224,11 +227,11 @@ def test_parts_on_another_file_system_are_copied_and_compared(
     webvision: Path,
     build_small: Build,
 ) -> None:
-    monkeypatch.setattr("wv_ingest.join.os.link", no_links)
+    monkeypatch.setattr("wv_ingest.transfer.os.link", no_links)
     tar = sorted(three[1].rglob("*.tar"))[0]
     sound = tar.read_bytes()
     tar.write_bytes(sound[:700] + bytes([sound[700] ^ 1]) + sound[701:])
-    with pytest.raises(PartsError, match=f"{tar.name}: checksum .* the file changed after it was packed"):
+    with pytest.raises(CorruptDataError, match=f"{tar.name}: checksum .* the file changed after it was packed"):
         join_quietly(tmp_path / "out", three)
     os.truncate(tar, 1024)
     with pytest.raises(PartsError, match=f"shard {tar.stem} of part 2/3 is missing or cut off"):
@@ -257,7 +260,7 @@ main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize(("function", "call"), [("_bring", 1), ("_bring", 6), ("write_state", 1), ("finalize", 1)])
+@pytest.mark.parametrize(("function", "call"), [("bring", 1), ("bring", 6), ("write_state", 1), ("finalize", 1)])
 def test_a_killed_finalize_goes_on(
     three: list[Path],
     reference: Path,
