@@ -14,11 +14,12 @@ from wv_ingest.cli_exclude import exclude_command
 from wv_ingest.cli_finalize import finalize_command
 from wv_ingest.cli_grow import append_command, merge_command
 from wv_ingest.cli_sample_data import sample_data_command
+from wv_ingest.cli_verify import verify_command
 from wv_ingest.errors import Stopped
 from wv_ingest.parts import Part
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
-from wv_ingest.report import print_dry_run, print_part, print_stats, print_summary, print_verified, stats_document
+from wv_ingest.report import print_dry_run, print_part, print_stats, print_summary, stats_document
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
 from wv_shards import Dataset
@@ -250,22 +251,6 @@ def build_shards(
 
 @main.command()
 @click.argument("shards", type=click.Path(path_type=Path))
-@one_line_errors
-def verify(shards: Path) -> None:
-    """Read all of SHARDS back and compare it with manifest and index.
-
-    Every problem is one line; the exit code is 1 if there is any.
-
-    \b
-    Example:
-      wv-ingest verify shards/train
-    """
-    if not print_verified(shards):
-        sys.exit(1)
-
-
-@main.command()
-@click.argument("shards", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of tables.")
 @one_line_errors
 def stats(shards: Path, *, as_json: bool) -> None:
@@ -286,6 +271,7 @@ def stats(shards: Path, *, as_json: bool) -> None:
 
 main.add_command(sample_data_command, "sample-data")
 main.add_command(exclude_command)
+main.add_command(verify_command)
 main.add_command(append_command)
 main.add_command(merge_command)
 main.add_command(finalize_command, "finalize")

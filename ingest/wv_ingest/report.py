@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from wv_ingest.build import BuildOptions, BuildResult, DryRun, PartResult
-from wv_shards import Dataset, Manifest, band_range, verify
+from wv_shards import Dataset, Manifest, band_range
 
 _CLASSES_SHOWN = 20
 
@@ -230,18 +228,3 @@ def _cell(name: str, value: Any) -> str:
     if name == "bytes":
         return decimal(value)
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def print_verified(directory: Path) -> bool:
-    """Verify the shards, print every problem on a line of its own; True if there is none."""
-    manifest = Manifest.load(directory)
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("verify", total=sum(shard.bytes for shard in manifest.shards))
-        problems = verify(directory, lambda count: bar.advance(task, count))
-    for problem in problems:
-        print(" ".join(f"{problem.path}: {problem.kind}: {problem.message}".splitlines()))
-    if not problems:
-        print(f"{directory}: {manifest.samples:,} images in {len(manifest.shards):,} shards, all as the manifest says")
-    return not problems

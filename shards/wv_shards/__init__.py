@@ -36,7 +36,7 @@ from wv_shards.overlay import Overlay
 from wv_shards.reader import Dataset
 from wv_shards.tables import METADATA_SCHEMA, REJECTS_FILE, REJECTS_SCHEMA, SAMPLES_FILE, SAMPLES_SCHEMA
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info, write_timm_info
-from wv_shards.verify import Problem, ProblemKind, verify
+from wv_shards.verify import Problem, ProblemKind, dali_index, member_lines, verify
 from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporary_files
 
 __all__ = [
@@ -82,9 +82,11 @@ __all__ = [
     "band_range",
     "checksum",
     "combine",
+    "dali_index",
     "file_checksum",
     "fsync_directory",
     "key_hash",
+    "member_lines",
     "open_index",
     "splitmix64",
     "temporary_files",
