@@ -260,7 +260,11 @@ def _decode_with(name: str) -> Callable[[bytes], object]:
         return lambda data: cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     from nvidia import nvimgcodec
 
-    codec = nvimgcodec.Decoder(max_num_cpu_threads=1, backend_kinds=[nvimgcodec.CPU_ONLY])
+    codec = nvimgcodec.Decoder(
+        device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+        max_num_cpu_threads=1,
+        backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+    )
     return lambda data: codec.decode(data)
 
 
