@@ -29,12 +29,22 @@ from wv_shards.manifest import (
 )
 from wv_shards.overlay import Overlay
 from wv_shards.reader import Dataset
-from wv_shards.tables import METADATA_SCHEMA, REJECTS_FILE, REJECTS_SCHEMA, SAMPLES_FILE, SAMPLES_SCHEMA
+from wv_shards.tables import (
+    DUPLICATES_FILE,
+    DUPLICATES_SCHEMA,
+    METADATA_SCHEMA,
+    REJECTS_FILE,
+    REJECTS_SCHEMA,
+    SAMPLES_FILE,
+    SAMPLES_SCHEMA,
+)
 from wv_shards.verify import Problem, ProblemKind, verify
 from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporary_files
 
 __all__ = [
     "BUILD_DIR",
+    "DUPLICATES_FILE",
+    "DUPLICATES_SCHEMA",
     "FLAG_BAD",
     "FORMAT_VERSION",
     "INDEX_DTYPE",
