@@ -10,11 +10,13 @@ import click
 from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, plan_only
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.cli_errors import one_line_errors, stoppable
+from wv_ingest.cli_report import report_command
 from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.counts import stats_document
 from wv_ingest.errors import Stopped
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
+from wv_ingest.report_html import REPORT_FILE, add_report
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
 from wv_ingest.summary import print_dry_run, print_stats, print_summary, print_verified
@@ -30,6 +32,7 @@ def main() -> None:
     wv-ingest build-shards RAW SHARDS     check, resize and pack
     wv-ingest verify SHARDS               read everything back
     wv-ingest stats SHARDS                what is in them
+    wv-ingest report SHARDS               the same and more as a page, with pictures
     """
 
 
@@ -119,6 +122,7 @@ def main() -> None:
 @click.option(
     "--max-memory-mb", type=int, default=4096, show_default=True, help="Reject files for which a worker needs more."
 )
+@click.option("--no-report", is_flag=True, help="Do not write OUT/report.html at the end.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @one_line_errors
 def build_shards(
@@ -145,6 +149,7 @@ def build_shards(
     no_unlisted: bool,
     max_cpu_s: float,
     max_memory_mb: int,
+    no_report: bool,
     dry_run: bool,
 ) -> None:
     """Check, resize and pack the images of SOURCE into shards in OUT.
@@ -197,7 +202,10 @@ def build_shards(
                 if dry_run:
                     print_dry_run(plan_only(source, options, progress), options)
                 else:
-                    print_summary(build(source, out, options, progress), out)
+                    result = build(source, out, options, progress)
+                    print_summary(result, out)
+                    if not no_report and not (result.complete_before and (out / REPORT_FILE).exists()):
+                        add_report(out, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on, finished shards are kept")
             sys.exit(128 + stopped.signal_number)
@@ -240,6 +248,7 @@ def stats(shards: Path, *, as_json: bool) -> None:
 
 
 main.add_command(sample_data_command, "sample-data")
+main.add_command(report_command, "report")
 
 if __name__ == "__main__":
     main()
