@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from wv_ingest.report_data import Histogram
 from wv_ingest.report_parts import count, plain
 
-_WIDE, _HIGH = 640, 270
+_CURVE_WIDE, _BARS_WIDE, _HIGH = 640, 430, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 10, 30
 _FLOOR = _HIGH - _BOTTOM
-_ZERO_ROOM = 16
+_ZERO_ROOM = 20
 """Between the line of zero and the line of one: a logarithm has no zero, classes have."""
 _MOST_COLUMNS = 160
-"""Columns that answer the pointer, and stairs of a line; more classes share one."""
-_TICKS = 6
+"""Columns that answer the pointer; more classes share one."""
+_MOST_STAIRS = 6_000
+"""Of a line; of more classes several share one, which has their mean."""
+_TICKS = 5
 
 
 def class_curve(title: str, names: Sequence[str], series: Sequence[tuple[str, str, NDArray[np.int64]]]) -> str:
@@ -32,8 +34,6 @@ def class_curve(title: str, names: Sequence[str], series: Sequence[tuple[str, st
             first decides the order.
     """
     order = np.argsort(-series[0][2], kind="stable")
-    columns = np.array_split(order, min(len(order), _MOST_COLUMNS))
-    edges = np.linspace(_LEFT, _WIDE - _RIGHT, len(columns) + 1)
     top = math.log10(max(10, *(int(counts.max()) for _, _, counts in series))) * 1.03
 
     def y(value: float) -> float:
@@ -41,23 +41,24 @@ def class_curve(title: str, names: Sequence[str], series: Sequence[tuple[str, st
             return _FLOOR
         return _FLOOR - _ZERO_ROOM - max(0.0, math.log10(value)) / top * (_FLOOR - _ZERO_ROOM - _TOP)
 
-    parts = [_level(y(10.0**power), count(10.0**power)) for power in range(int(top) + 1)]
-    parts.append(_level(_FLOOR, "0", css="axis"))
+    parts = [_level(_CURVE_WIDE, y(10.0**power), count(10.0**power)) for power in range(int(top) + 1)]
+    parts.append(_level(_CURVE_WIDE, _FLOOR, "0", css="axis"))
     for _, css, counts in series:
-        stairs = "".join(
-            f"V{y(float(counts[column].mean())):.1f}H{right:.1f}"
-            for column, right in zip(columns, edges[1:], strict=True)
-        )
+        stairs = _stairs([y(float(counts[own].mean())) for own in np.array_split(order, min(len(order), _MOST_STAIRS))])
         if css == "mass":
             parts.append(f'<path class="mass" d="M{_LEFT} {_FLOOR}{stairs}V{_FLOOR}Z"/>')
         else:
             parts.append(f'<path class="{css}" d="M{_LEFT} {stairs[1:].split("H")[0]}{stairs}"/>')
     first = 1
+    columns = np.array_split(order, min(len(order), _MOST_COLUMNS))
+    edges = np.linspace(_LEFT, _CURVE_WIDE - _RIGHT, len(columns) + 1)
     for column, left, right in zip(columns, edges[:-1], edges[1:], strict=True):
         parts.append(_column(left, right, _class_tip(first, column, names, series)))
         first += len(column)
-    parts.append(_text((_LEFT + _WIDE - _RIGHT) / 2, _HIGH - 6, f"{count(len(order))} classes, the largest first"))
-    return _figure(title, parts, [(label, css) for label, css, _ in series])
+    parts.append(
+        _text((_LEFT + _CURVE_WIDE - _RIGHT) / 2, _HIGH - 6, f"{count(len(order))} classes, the largest first")
+    )
+    return _figure(title, "curve", _CURVE_WIDE, parts, [(label, css) for label, css, _ in series])
 
 
 def bars(title: str, histogram: Histogram, name: Callable[[float], str], *, unit: str) -> str:
@@ -65,8 +66,8 @@ def bars(title: str, histogram: Histogram, name: Callable[[float], str], *, unit
     counts, edges = histogram.counts, histogram.edges
     most = max(1, int(counts.max()))
     step = _round_step(most / 4)
-    parts = [_level(_height(level, most), count(level)) for level in np.arange(0, most + 1, step).tolist()]
-    sides = np.linspace(_LEFT, _WIDE - _RIGHT, len(counts) + 1)
+    parts = [_level(_BARS_WIDE, _height(level, most), count(level)) for level in np.arange(0, most + 1, step).tolist()]
+    sides = np.linspace(_LEFT, _BARS_WIDE - _RIGHT, len(counts) + 1)
     for place, value in enumerate(counts.tolist()):
         left, right = sides[place], sides[place + 1]
         tip = f"{name(edges[place])} to {name(edges[place + 1])}: {count(value)} images"
@@ -76,8 +77,16 @@ def bars(title: str, histogram: Histogram, name: Callable[[float], str], *, unit
         parts.append(_column(left, right, tip, f'<path class="bars" d="{drawn}"/>' if value else ""))
     ticks = range(0, len(edges), max(1, -(-len(edges) // _TICKS)))
     parts += [_text(sides[place], _FLOOR + 17, name(edges[place]), anchor="middle") for place in ticks]
-    parts.append(f'<path class="axis" d="M{_LEFT} {_FLOOR}H{_WIDE - _RIGHT}"/>')
-    return _figure(f"{title}, {unit}", parts, [])
+    parts.append(f'<path class="axis" d="M{_LEFT} {_FLOOR}H{_BARS_WIDE - _RIGHT}"/>')
+    return _figure(f"{title}, {unit}", "bins", _BARS_WIDE, parts, [])
+
+
+def _stairs(heights: Sequence[float]) -> str:
+    """Path of a staircase from left to right, a stair of equal width for every height; level stairs are one."""
+    width = (_CURVE_WIDE - _RIGHT - _LEFT) / len(heights)
+    texts = [f"{height:.1f}" for height in heights]
+    ends = [place for place in range(1, len(texts) + 1) if place == len(texts) or texts[place] != texts[place - 1]]
+    return "".join(f"V{texts[end - 1]}H{_LEFT + end * width:.2f}" for end in ends)
 
 
 def _class_tip(
@@ -101,8 +110,8 @@ def _round_step(least: float) -> int:
     return int(next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= least))
 
 
-def _level(y: float, label: str, *, css: str = "rule") -> str:
-    return f'<path class="{css}" d="M{_LEFT} {y:.1f}H{_WIDE - _RIGHT}"/>' + _text(_LEFT - 7, y + 4, label, anchor="end")
+def _level(wide: int, y: float, label: str, *, css: str = "rule") -> str:
+    return f'<path class="{css}" d="M{_LEFT} {y:.1f}H{wide - _RIGHT}"/>' + _text(_LEFT - 7, y + 4, label, anchor="end")
 
 
 def _column(left: float, right: float, tip: str, drawn: str = "") -> str:
@@ -114,14 +123,15 @@ def _text(x: float, y: float, text: str, *, anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{plain(text)}</text>'
 
 
-def _figure(title: str, parts: Sequence[str], legend: Sequence[tuple[str, str]]) -> str:
+def _figure(title: str, css: str, wide: int, parts: Sequence[str], legend: Sequence[tuple[str, str]]) -> str:
     keys = "".join(
-        f'<span><svg viewBox="0 0 20 10" aria-hidden="true">{_sample(css)}</svg>{plain(label)}</span>'
-        for label, css in legend
+        f'<span><svg viewBox="0 0 20 10" aria-hidden="true">{_sample(key)}</svg>{plain(label)}</span>'
+        for label, key in legend
     )
+    below = f'<div class="key">{keys}</div>' if keys else ""
     return (
-        f'<figure class="box"><figcaption>{plain(title)}</figcaption><svg viewBox="0 0 {_WIDE} {_HIGH}" role="img" '
-        f'aria-label="{plain(title)}">{"".join(parts)}</svg>{f"<div class=key>{keys}</div>" if keys else ""}</figure>'
+        f'<figure class="box"><figcaption>{plain(title)}</figcaption><svg class="{css}" viewBox="0 0 {wide} {_HIGH}" '
+        f'role="img" aria-label="{plain(title)}">{"".join(parts)}</svg>{below}</figure>'
     )
 
 

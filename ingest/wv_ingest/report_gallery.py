@@ -34,7 +34,8 @@ def contact_sheet(data: ReportData, pictures: Mapping[int, bytes]) -> str:
     for class_id, ordinals in data.sheet:
         info = data.stats["classes"][class_id]
         cards = "".join(_picture(data, ordinal, pictures) for ordinal in ordinals)
-        head = f'<h3>{foreign(info["name"])} <span class="soft">{count(info["samples"])} images</span></h3>'
+        images = f"{count(info['samples'])} {'image' if info['samples'] == 1 else 'images'}"
+        head = f'<h3>{foreign(info["name"])} <span class="soft">{images}</span></h3>'
         boxes.append(f'<div class="box">{head}<div class="row">{cards}</div></div>')
     lead = "Of the smallest, the middle and the largest classes; what is excluded is left out."
     return f'{note(lead)}<div class="grid">{"".join(boxes)}</div>'
@@ -52,7 +53,9 @@ def _counts(found: Duplicates) -> str:
 
 
 def _group(data: ReportData, group: CopyGroup, pictures: Mapping[int, bytes]) -> str:
-    first = _picture(data, group.first, pictures, css=" first", text=_class_name(data, group.first))
+    first = _picture(
+        data, group.first, pictures, css=" first", text=_class_name(data, group.first) + _key(data, group.first)
+    )
     copies = "".join(_picture(data, copy.ordinal, pictures, text=_about(data, copy)) for copy in group.copies)
     left = group.size - len(group.copies)
     more = f'<div class="soft">and {count(left)} more</div>' if left else ""
@@ -63,7 +66,12 @@ def _about(data: ReportData, copy: Copy) -> str:
     """What a copy's picture has under it."""
     kind = "exact" if copy.kind == "exact" else f"{plain(copy.kind)}, {copy.distance} bits apart"
     label = "" if copy.same_class else f'<br><span class="no">{_class_name(data, copy.ordinal)}</span>'
-    return f"{kind}{', excluded' if copy.excluded else ''}{label}"
+    return f"{kind}{', excluded' if copy.excluded else ''}{label}{_key(data, copy.ordinal)}"
+
+
+def _key(data: ReportData, ordinal: int) -> str:
+    """What `exclude` and the tables know a sample by."""
+    return f'<div class="keys soft">{mono(data.names[ordinal][0])}</div>'
 
 
 def _class_name(data: ReportData, ordinal: int) -> str:
@@ -71,12 +79,12 @@ def _class_name(data: ReportData, ordinal: int) -> str:
 
 
 def _picture(data: ReportData, ordinal: int, pictures: Mapping[int, bytes], *, css: str = "", text: str = "") -> str:
-    """One sample: its picture, or that there is none; its key; `text` in HTML."""
+    """One sample: its picture, or that there is none, and `text` (HTML). Key and path show under the pointer."""
     key, path = data.names[ordinal]
     image = pictures.get(ordinal)
     if image is None:
         shown = '<div class="gone">can\'t be shown</div>'
     else:
         source = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
-        shown = f'<img src="{source}" alt="{plain(key)}" title="{plain(path)}" loading="lazy">'
-    return f'<div class="pic{css}">{shown}{text or mono(key)}</div>'
+        shown = f'<img src="{source}" alt="{plain(key)}" title="{plain(key)}: {plain(path)}">'
+    return f'<div class="pic{css}">{shown}{text}</div>'

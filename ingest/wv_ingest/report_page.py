@@ -11,7 +11,7 @@ import numpy as np
 from wv_ingest.check import Reason
 from wv_ingest.counts import class_figures
 from wv_ingest.report_charts import bars, class_curve
-from wv_ingest.report_data import Histogram, RejectExamples, ReportData
+from wv_ingest.report_data import Histogram, ReportData
 from wv_ingest.report_gallery import contact_sheet, duplicates
 from wv_ingest.report_parts import (
     bar,
@@ -28,6 +28,7 @@ from wv_ingest.report_parts import (
     table,
     tiles,
 )
+from wv_ingest.report_rejects import rejects
 from wv_ingest.report_style import SCRIPT, STYLE
 from wv_shards import band_range
 
@@ -35,27 +36,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 _CLASSES_LISTED = 10_000
 _SHARDS_LISTED = 2_000
 _NAMES_LISTED = 100
-_WORST_CLASSES = 15
-
-_MEANING = {
-    Reason.REPEATED_ROW: "the same path stands in the source before; the first row counts",
-    Reason.FILTERED: "not asked for: another source, another class",
-    Reason.MISSING: "no such file, and no such member of a tar",
-    Reason.UNREADABLE: "there, but can't be read",
-    Reason.EMPTY: "no bytes",
-    Reason.TOO_MANY_BYTES: "larger than --max-bytes",
-    Reason.NOT_AN_IMAGE: "does not begin like any known image format",
-    Reason.UNSUPPORTED_FORMAT: "an image of a format that is not accepted",
-    Reason.BAD_HEADER: "begins like an image, what follows is none",
-    Reason.TOO_SMALL: "a side is shorter than --min-side",
-    Reason.TOO_LARGE: "a side or the number of pixels is above the limits",
-    Reason.TRUNCATED: "the file ends before the image does",
-    Reason.UNDECODABLE: "does not decode",
-    Reason.UNSUPPORTED_PIXELS: "decodes to pixels that have no 8-bit RGB",
-    Reason.DECODER_CRASHED: "its decoder crashed, twice",
-    Reason.DECODER_CPU_LIMIT: "its decoder took longer than --max-cpu-s, twice",
-    Reason.DECODER_MEMORY_LIMIT: "its decoder wanted more than --max-memory-mb, twice",
-}
+_PIXELS = "pixels"
 
 
 def render(data: ReportData, pictures: Mapping[int, bytes]) -> str:
@@ -66,7 +47,7 @@ def render(data: ReportData, pictures: Mapping[int, bytes]) -> str:
         ("account", "Does it add up?", _account(stats)),
         ("classes", "Classes", _classes(stats)),
         ("bands", "Bands", _bands(stats)),
-        ("rejects", "Rejected rows", _rejects(stats, data.rejects)),
+        ("rejects", "Rejected rows", rejects(stats, data.rejects)),
         ("sizes", "Sizes", _sizes(data)),
         ("sources", "Sources", _sources(stats)),
         ("metadata", "Metadata", _metadata(stats, data.metadata)),
@@ -126,7 +107,8 @@ def _account(stats: dict[str, Any]) -> str:
     )
     unlisted = stats["unlisted"]
     if unlisted is None:
-        more = note("Files that no list names were not looked for.")
+        lists = stats["options"].get("source_format") == "webvision"
+        more = note("Files that no list names were not looked for.") if lists else ""
     elif not unlisted["files"]:
         more = note("There are no files in the source that no list names.")
     else:
@@ -141,29 +123,24 @@ def _classes(stats: dict[str, Any]) -> str:
     if not classes:
         return note("There are no classes.")
     raw, packed, excluded = (np.array([c[name] for c in classes]) for name in ("rows", "samples", "excluded"))
-    series = [("rows of the source", "mass", raw), ("packed", "one", packed)]
+    series = [("rows", "mass", raw), ("packed", "one", packed)]
     if stats["excluded"]:
         series.append(("shown, after exclusions", "two", packed - excluded))
     chart = class_curve("Images a class", [short(c["name"]) for c in classes], series)
     figures = [(label, class_figures(counts.tolist())) for label, _, counts in series]
-    cells = [
-        [
-            plain(label),
-            *(count(values[name]) for name in ("min", "median", "max")),
-            "–" if values["imbalance"] is None else f"{values['imbalance']:,.1f}",
-            count(values["without"]),
-        ]
-        for label, values in figures
-    ]
-    heads = ["images a class", "smallest", "median", "largest", "largest ÷ smallest", "without any"]
-    return (
-        chart
-        + "<p></p>"
-        + table(heads, cells)
-        + note("Smallest and median are of classes that have images.")
-        + _without(classes)
-        + _class_table(stats)
+    measures = (
+        ("smallest, without empty ones", "min"),
+        ("median, without empty ones", "median"),
+        ("largest", "max"),
+        ("largest ÷ smallest", "imbalance"),
+        ("classes without images", "without"),
     )
+    cells = [
+        [name, *("–" if values[key] is None else f"{values[key]:,.4g}" for _, values in figures)]
+        for name, key in measures
+    ]
+    known = table(["images a class", "rows", "packed", "shown"][: len(series) + 1], cells)
+    return f'<div class="chart">{chart}<div>{known}{_without(classes)}</div></div>{_class_table(stats)}'
 
 
 def _without(classes: list[dict[str, Any]]) -> str:
@@ -181,7 +158,8 @@ def _class_table(stats: dict[str, Any]) -> str:
     classes = sorted(stats["classes"], key=lambda c: (-c["rows"], c["class_id"]))
     renumbered = any(c["original_id"] != c["class_id"] for c in classes)
     names = list(stats["sources"])
-    heads = ["class", "id", *(["id in the source"] if renumbered else []), "band", "rows", "packed", "excluded", "kB"]
+    sums = _sums(stats)
+    heads = ["class", "id", *(["id in the source"] if renumbered else []), "band", *sums.values(), "kB"]
     heads += [f"{name or 'no source'}, {what}" for name in names for what in ("rows", "packed")]
     cells = [
         [
@@ -189,7 +167,7 @@ def _class_table(stats: dict[str, Any]) -> str:
             str(c["class_id"]),
             *([str(c["original_id"])] if renumbered else []),
             "–" if c["band"] is None else str(c["band"]),
-            *(count(c[name]) for name in ("rows", "samples", "excluded")),
+            *(count(c[name]) for name in sums),
             count(c["bytes"] / 1000),
             *(count(c["sources"][name][what]) for name in names for what in ("rows", "samples")),
         ]
@@ -204,87 +182,23 @@ def _bands(stats: dict[str, Any]) -> str:
     bands = stats["bands"]
     if all(band["band"] is None for band in bands):
         return note("These tars were not packed by band.")
+    sums = {"classes": "classes", **_sums(stats), "shards": "shards"}
+    total = {name: sum(band[name] for band in bands) for name in (*sums, "bytes")}
     cells = []
-    for band in bands:
-        lost = band["rows"] - band["samples"]
+    for band in [*bands, {"band": "all", **total}]:
         number = band["band"]
-        cells.append(
-            [
-                "none" if number is None else str(number),
-                "–" if number is None else " to ".join(count(n) for n in sorted(set(band_range(number)))),
-                *(count(band[name]) for name in ("classes", "rows", "samples", "excluded", "shards")),
-                size(band["bytes"]),
-                share(lost, band["rows"]),
-            ]
-        )
-    total = {
-        name: sum(band[name] for band in bands)
-        for name in ("classes", "rows", "samples", "excluded", "shards", "bytes")
-    }
-    cells.append(
-        [
-            "all",
-            "",
-            *(count(total[name]) for name in ("classes", "rows", "samples", "excluded", "shards")),
-            size(total["bytes"]),
-            share(total["rows"] - total["samples"], total["rows"]),
-        ]
-    )
-    heads = [
-        "band",
-        "rows of a class",
-        "classes",
-        "rows",
-        "packed",
-        "excluded",
-        "shards",
-        "images' bytes",
-        "not packed",
-    ]
+        name = "without rows" if number is None else str(number)
+        limits = " to ".join(count(n) for n in sorted(set(band_range(number)))) if isinstance(number, int) else ""
+        lost = share(band["rows"] - band["samples"], band["rows"])
+        cells.append([name, limits, *(count(band[key]) for key in sums), size(band["bytes"]), lost])
+    heads = ["band", "rows of a class", *sums.values(), "bytes of images", "not packed"]
     explained = "A band holds the classes of similar size, half an octave wide; a shard holds classes of one band only."
     return note(explained) + table(heads, cells, total=True)
 
 
-def _rejects(stats: dict[str, Any], examples: Mapping[str, RejectExamples]) -> str:
-    if not stats["rejects"]:
-        return note("Every row of the source was packed.")
-    cards = []
-    for reason, number in sorted(stats["rejects"].items(), key=lambda item: (-item[1], item[0])):
-        known = examples.get(reason, RejectExamples())
-        details = [(detail, n) for detail, n in known.details.most_common(6) if detail]
-        codes = ", ".join(f"{mono(detail)} {count(n)}" for detail, n in details)
-        more = ", …" if len(known.details) > len(details) + ("" in known.details) else ""
-        paths = "".join(
-            f'<li>{mono(path)} <span class="soft">class {label}{f", {plain(detail)}" if detail else ""}</span></li>'
-            for path, label, detail in known.examples
-        )
-        of_rows = f'<span class="soft">{share(number, stats["rows"])} of the rows</span>'
-        head = f"<h3>{plain(reason)}: {count(number)} {of_rows}</h3>"
-        body = [f'<div class="soft">{plain(_MEANING.get(reason, ""))}</div>']
-        body += [f"<div>{codes}{more}</div>"] if codes else []
-        body += [f'<ul class="lines">{paths}</ul>'] if paths else []
-        cards.append(f'<div class="box">{head}{"".join(body)}</div>')
-    return f'<div class="grid">{"".join(cards)}</div>{_worst_classes(stats)}'
-
-
-def _worst_classes(stats: dict[str, Any]) -> str:
-    """The classes that lost most of their rows."""
-    losing = [c for c in stats["classes"] if c["rows"] > c["samples"]]
-    losing.sort(key=lambda c: (c["samples"] / c["rows"], c["samples"] - c["rows"], c["class_id"]))
-    cells = [
-        [
-            foreign(c["name"]),
-            count(c["rows"]),
-            count(c["samples"]),
-            count(c["rows"] - c["samples"]),
-            share(c["rows"] - c["samples"], c["rows"]) + bar(c["rows"] - c["samples"], c["rows"]),
-        ]
-        for c in losing[:_WORST_CLASSES]
-    ]
-    if not cells:
-        return note("No class lost a row.")
-    head = f"<h3>Largest share lost: {len(cells)} of the {count(len(losing))} classes that lost rows</h3>"
-    return f"<p></p>{head}{table(['class', 'rows', 'packed', 'not packed', 'share'], cells)}"
+def _sums(stats: dict[str, Any]) -> dict[str, str]:
+    """The columns that count rows and images, by their name in the document; exclusions where there are some."""
+    return {"rows": "rows", "samples": "packed"} | ({"excluded": "excluded"} if stats["excluded"] else {})
 
 
 def _sizes(data: ReportData) -> str:
@@ -292,14 +206,14 @@ def _sizes(data: ReportData) -> str:
         return note("There are no images.")
     cells = [[plain(what), *(count(value) for value in values)] for what, *values in data.sizes.figures]
     charts = [
-        _histogram("Shorter side", data.sizes.sides, lambda edge: f"{edge:.0f}", "pixels"),
+        _histogram("Shorter side", data.sizes.sides, lambda edge: f"{edge:.0f}", _PIXELS),
         _histogram("Width over height", data.sizes.shapes, _shape, "upright to wide"),
-        _histogram("Bytes of an image", data.sizes.bytes, size, "a quarter of an octave a bar"),
+        _histogram("Bytes of an image", data.sizes.bytes, size, "on a log scale"),
     ]
     text = "".join(chart for chart in charts if chart.startswith("<figure"))
     lines = "".join(chart for chart in charts if not chart.startswith("<figure"))
     figures = table(["as stored", "smallest", "mean", "largest"], cells)
-    return f'{figures}<p></p>{lines}<div class="grid">{text}</div>' if text else figures + lines
+    return f'{figures}<br>{lines}<div class="grid">{text}</div>' if text else figures + lines
 
 
 def _histogram(title: str, histogram: Histogram, name: Any, unit: str) -> str:
@@ -307,7 +221,8 @@ def _histogram(title: str, histogram: Histogram, name: Any, unit: str) -> str:
     if len(histogram.counts) > 1:
         return bars(title, histogram, name, unit=unit)
     low, high = histogram.edges
-    return note(f"{plain(title)} of all images: {name(low)} to {name(high)}.")
+    between = name(low) if unit == _PIXELS and high == low + 1 else f"{name(low)} to {name(high)}"
+    return note(f"{plain(title)} of all images: {between}.")
 
 
 def _shape(edge: float) -> str:

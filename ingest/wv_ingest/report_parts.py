@@ -60,7 +60,7 @@ def bar(part: int, whole: int) -> str:
 
 def tiles(values: Iterable[tuple[str, str]]) -> str:
     """Large numbers with their names."""
-    body = "".join(f'<div class="box"><b>{plain(value)}</b><span>{plain(name)}</span></div>' for name, value in values)
+    body = "".join(f'<div class="box"><b>{plain(value)}</b><span>{plain(name)}</span></div>' for value, name in values)
     return f'<div class="tiles">{body}</div>'
 
 
