@@ -42,7 +42,7 @@ def built(webvision: Path, tmp_path_factory: pytest.TempPathFactory, ingest: Cal
     return out
 
 
-@pytest.mark.parametrize("name", ["", "build-shards", "verify", "stats", "sample-data"])
+@pytest.mark.parametrize("name", ["", "build-shards", "verify", "stats", "report", "sample-data"])
 def test_every_command_has_help_with_an_example(name: str) -> None:
     result = invoke(*([name] if name else []), "--help")
     assert result.exit_code == 0
