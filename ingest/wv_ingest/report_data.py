@@ -1,38 +1,23 @@
-"""The facts of a report, gathered from a finished data set: sizes, rejects, duplicates, which samples to show.
+"""The facts of a report, gathered from a finished data set: counts, sizes, metadata, which samples to show.
 
 It reads index and tables in pieces and keeps sums and a bounded number of examples, whatever the number of samples.
 Nothing is decoded and nothing is drawn here.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wv_ingest.check import Reason
 from wv_ingest.counts import exclusions, index_chunks, stats_document, table_batches
-from wv_shards import (
-    DUPLICATES_FILE,
-    METADATA_SCHEMA,
-    REJECTS_FILE,
-    SAMPLES_FILE,
-    CorruptDataError,
-    Dataset,
-    splitmix64,
-)
+from wv_ingest.report_copies import Duplicates, read_duplicates
+from wv_ingest.report_examples import RejectExamples, reject_examples
+from wv_shards import METADATA_SCHEMA, SAMPLES_FILE, CorruptDataError, Dataset, splitmix64
 
-EXAMPLES = 5
-"""Paths that are shown of a reason."""
-GROUPS = 8
-"""Groups of duplicates that are shown, of each kind: the largest, the largest of several classes, of near ones."""
-COPIES = 5
-"""Copies that are shown of a group, besides the first."""
 SHEET_CLASSES = 3
 """Classes that are shown, of the smallest, the middle and the largest ones each."""
 SHEET_SAMPLES = 6
@@ -64,49 +49,6 @@ class Sizes:
     """Of an image file."""
     figures: tuple[tuple[str, float, float, float], ...]
     """(what, smallest, mean, largest) of shorter side, longer side and bytes; empty without samples."""
-
-
-@dataclass(kw_only=True, slots=True)
-class RejectExamples:
-    """What is known of one reason."""
-
-    details: Counter[str] = field(default_factory=Counter)
-    examples: list[tuple[str, int, str]] = field(default_factory=list)
-    """(path, label, detail) of the first rows, of every detail if there is room."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Copy:
-    """One sample that is a copy of another."""
-
-    ordinal: int
-    kind: str
-    distance: int
-    same_class: bool
-    excluded: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CopyGroup:
-    """A sample and its copies."""
-
-    first: int
-    copies: tuple[Copy, ...]
-    """Some of them."""
-    size: int
-    """How many copies there are."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Duplicates:
-    """What `duplicates.parquet` says."""
-
-    counts: dict[tuple[str, bool], tuple[int, int]]
-    """(kind, same class) → samples, and how many of them are excluded."""
-    groups: int
-    """Samples that have copies."""
-    shown: tuple[CopyGroup, ...]
-    """Some groups, the largest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,66 +92,13 @@ def gather(dataset: Dataset) -> ReportData:
         stats=stats,
         shards=tuple((s.name, s.band, s.samples, s.bytes, s.checksum) for s in dataset.manifest.shards),
         sizes=_sizes(dataset),
-        rejects=_reject_examples(dataset),
+        rejects=reject_examples(dataset),
         metadata=_metadata(dataset),
         duplicates=duplicates,
         sheet=sheet,
         labels={ordinal: int(dataset.index["label"][ordinal]) for ordinal in shown},
         names=_names(dataset, shown),
     )
-
-
-def read_duplicates(dataset: Dataset) -> Duplicates | None:
-    """Sums over the table of duplicates, and its largest groups; None if there is no such table.
-
-    Raises:
-        CorruptDataError: it can't be read.
-    """
-    path = dataset.directory / DUPLICATES_FILE
-    if not path.exists():
-        return None
-    counts: dict[tuple[str, bool], tuple[int, int]] = {}
-    pieces = []
-    for batch in table_batches(path, ["first", "kind", "same_class", "excluded"]):
-        pieces.append(batch.column("first").to_numpy())
-        table = pa.Table.from_batches([batch])
-        for row in (
-            table.group_by(["kind", "same_class"]).aggregate([("excluded", "sum"), ([], "count_all")]).to_pylist()
-        ):
-            name = row["kind"], row["same_class"]
-            samples, hidden = counts.get(name, (0, 0))
-            counts[name] = samples + row["count_all"], hidden + (row["excluded_sum"] or 0)
-    firsts, sizes = np.unique(np.concatenate(pieces or [np.zeros(0, np.int64)]), return_counts=True)
-    chosen = _chosen_groups(dataset, firsts, sizes)
-    return Duplicates(counts=counts, groups=len(firsts), shown=_copy_groups(dataset, chosen))
-
-
-def _chosen_groups(dataset: Dataset, firsts: NDArray[np.int64], sizes: NDArray[np.int64]) -> dict[int, int]:
-    """First sample → copies: the largest groups of all, of those of several classes, of those with near copies."""
-    apart, near = np.zeros(len(firsts), dtype=bool), np.zeros(len(firsts), dtype=bool)
-    for batch in table_batches(dataset.directory / DUPLICATES_FILE, ["first", "kind", "same_class"]):
-        places = np.searchsorted(firsts, batch.column("first").to_numpy())
-        apart[places[~batch.column("same_class").to_numpy(zero_copy_only=False)]] = True
-        near[places[pc.not_equal(batch.column("kind"), "exact").to_numpy(zero_copy_only=False)]] = True
-    chosen = set()
-    for group in (np.ones(len(firsts), dtype=bool), apart, near):
-        places = np.flatnonzero(group)
-        chosen |= set(places[np.argsort(-sizes[places], kind="stable")][:GROUPS].tolist())
-    return {int(firsts[place]): int(sizes[place]) for place in sorted(chosen, key=lambda p: (-sizes[p], p))}
-
-
-def _copy_groups(dataset: Dataset, chosen: dict[int, int]) -> tuple[CopyGroup, ...]:
-    copies: dict[int, list[Copy]] = {first: [] for first in chosen}
-    wanted = pa.array(list(chosen), pa.int64())
-    columns = ["ordinal", "first", "kind", "distance", "same_class", "excluded"]
-    for batch in table_batches(dataset.directory / DUPLICATES_FILE, columns) if chosen else ():
-        for row in batch.filter(pc.is_in(batch.column("first"), wanted)).to_pylist():
-            group = copies[row.pop("first")]
-            # Copies in another class are rare and tell most: they go before those of the same class.
-            group.append(Copy(**row))
-            group.sort(key=lambda copy: (copy.same_class, copy.ordinal))
-            del group[COPIES:]
-    return tuple(CopyGroup(first=first, copies=tuple(copies[first]), size=size) for first, size in chosen.items())
 
 
 def _sheet_classes(classes: list[dict[str, Any]]) -> list[int]:
@@ -285,38 +174,6 @@ def _cut(histogram: Histogram) -> Histogram:
     present = np.flatnonzero(histogram.counts)
     low, high = (int(present[0]), int(present[-1]) + 1) if len(present) else (0, 0)
     return Histogram(edges=histogram.edges[low : high + 1], counts=histogram.counts[low:high])
-
-
-def _reject_examples(dataset: Dataset) -> dict[str, RejectExamples]:
-    """The first rows of each reason; of each detail one before any has a second. `filtered` ones have no examples."""
-    found: dict[str, RejectExamples] = {}
-    if not dataset.manifest.rejects:
-        return found
-    for batch in table_batches(dataset.directory / REJECTS_FILE, ["reason", "detail", "path", "label"]):
-        for row in (
-            pa.Table.from_batches([batch]).group_by(["reason", "detail"]).aggregate([([], "count_all")]).to_pylist()
-        ):
-            reason, detail = row["reason"], row["detail"] or ""
-            group = found.setdefault(reason, RejectExamples())
-            new = not group.details[detail]
-            group.details[detail] += row["count_all"]
-            if reason == Reason.FILTERED or not (new or len(group.examples) < EXAMPLES):
-                continue
-            own = pc.and_(pc.equal(batch.column("reason"), reason), pc.equal(batch.column("detail"), row["detail"]))
-            for example in batch.filter(own).slice(0, EXAMPLES).to_pylist():
-                group.examples.append((example["path"], example["label"], detail))
-            group.examples = _spread(group.examples)
-    return found
-
-
-def _spread(examples: Sequence[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
-    """EXAMPLES of them, taken in turn from every detail, in their order."""
-    turns = Counter[str]()
-    ranked = []
-    for place, example in enumerate(examples):
-        ranked.append((turns[example[2]], place))
-        turns[example[2]] += 1
-    return [examples[place] for _, place in sorted(sorted(ranked)[:EXAMPLES], key=lambda item: item[1])]
 
 
 def _metadata(dataset: Dataset) -> dict[str, int] | None:

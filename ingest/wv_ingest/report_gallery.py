@@ -3,7 +3,8 @@
 import base64
 from collections.abc import Mapping
 
-from wv_ingest.report_data import Copy, CopyGroup, Duplicates, ReportData
+from wv_ingest.report_copies import Copy, CopyGroup, Duplicates
+from wv_ingest.report_data import ReportData
 from wv_ingest.report_parts import count, foreign, mono, note, plain, short, table
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wv_ingest.check import Reason
-from wv_ingest.report_data import RejectExamples
+from wv_ingest.report_examples import RejectExamples
 from wv_ingest.report_parts import bar, count, foreign, mono, note, plain, share, short, table
 
 _WORST_CLASSES = 15
@@ -42,7 +42,7 @@ def rejects(stats: dict[str, Any], examples: Mapping[str, RejectExamples]) -> st
         more = ", …" if len(known.details) > len(details) + ("" in known.details) else ""
         lines = [
             _line(stats, path, label, detail if len(known.details) > 1 else "")
-            for path, label, detail in known.examples
+            for _, path, label, detail in known.examples
         ]
         of_rows = f'<span class="soft">{share(number, stats["rows"])} of the rows</span>'
         head = f"<h3>{plain(reason)}: {count(number)} {of_rows}</h3>"
