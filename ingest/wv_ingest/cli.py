@@ -13,15 +13,18 @@ from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.cli_exclude import exclude_command
 from wv_ingest.cli_finalize import finalize_command
 from wv_ingest.cli_grow import append_command, merge_command
+from wv_ingest.cli_report import report_command
 from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.cli_verify import verify_command
+from wv_ingest.counts import stats_document
 from wv_ingest.errors import Stopped
 from wv_ingest.parts import Part
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
-from wv_ingest.report import print_dry_run, print_part, print_stats, print_summary, stats_document
+from wv_ingest.report_html import REPORT_FILE, add_report
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
+from wv_ingest.summary import print_dry_run, print_part, print_stats, print_summary
 from wv_shards import Dataset
 
 
@@ -34,6 +37,7 @@ def main() -> None:
     wv-ingest build-shards RAW SHARDS     check, resize and pack
     wv-ingest verify SHARDS               read everything back
     wv-ingest stats SHARDS                what is in them
+    wv-ingest report SHARDS               the same and more as a page, with pictures
     """
 
 
@@ -152,6 +156,7 @@ def main() -> None:
 @click.option(
     "--max-memory-mb", type=int, default=4096, show_default=True, help="Reject files for which a worker needs more."
 )
+@click.option("--no-report", is_flag=True, help="Do not write OUT/report.html at the end.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @one_line_errors
 def build_shards(
@@ -183,6 +188,7 @@ def build_shards(
     no_unlisted: bool,
     max_cpu_s: float,
     max_memory_mb: int,
+    no_report: bool,
     dry_run: bool,
 ) -> None:
     """Check, resize and pack the images of SOURCE into shards in OUT.
@@ -243,7 +249,10 @@ def build_shards(
                 elif options.part is not None:
                     print_part(build_part(source, out, options, progress), out)
                 else:
-                    print_summary(build(source, out, options, progress), out)
+                    result = build(source, out, options, progress)
+                    print_summary(result, out)
+                    if not no_report and not (result.complete_before and (out / REPORT_FILE).exists()):
+                        add_report(out, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on, finished shards are kept")
             sys.exit(128 + stopped.signal_number)
@@ -275,6 +284,7 @@ main.add_command(verify_command)
 main.add_command(append_command)
 main.add_command(merge_command)
 main.add_command(finalize_command, "finalize")
+main.add_command(report_command, "report")
 
 if __name__ == "__main__":
     main()

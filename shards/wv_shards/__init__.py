@@ -34,7 +34,15 @@ from wv_shards.manifest import (
 )
 from wv_shards.overlay import Overlay
 from wv_shards.reader import Dataset
-from wv_shards.tables import METADATA_SCHEMA, REJECTS_FILE, REJECTS_SCHEMA, SAMPLES_FILE, SAMPLES_SCHEMA
+from wv_shards.tables import (
+    DUPLICATES_FILE,
+    DUPLICATES_SCHEMA,
+    METADATA_SCHEMA,
+    REJECTS_FILE,
+    REJECTS_SCHEMA,
+    SAMPLES_FILE,
+    SAMPLES_SCHEMA,
+)
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info, write_timm_info
 from wv_shards.verify import Problem, ProblemKind, dali_index, member_lines, verify
 from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporary_files
@@ -42,6 +50,8 @@ from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporar
 __all__ = [
     "APPEND_DIR",
     "BUILD_DIR",
+    "DUPLICATES_FILE",
+    "DUPLICATES_SCHEMA",
     "FLAG_BAD",
     "FORMAT_VERSION",
     "INDEX_DTYPE",
