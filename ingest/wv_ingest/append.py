@@ -120,6 +120,8 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
         with folder_lock(append_dir):
             finish_swap(directory)
     before = Manifest.load(directory)
+    if file_checksum(directory / INDEX_FILE) != before.index_checksum:
+        raise CorruptDataError(f"{directory / INDEX_FILE}: is damaged; run `wv-ingest verify --repair` first")
     build_options = options_of(
         directory,
         before,
@@ -243,8 +245,6 @@ def _join(
     append_dir = directory / APPEND_DIR
     joined = append_dir / _JOINED
     joined.mkdir(exist_ok=True)
-    if file_checksum(directory / INDEX_FILE) != before.index_checksum:
-        raise CorruptDataError(f"{directory / INDEX_FILE}: is damaged; run `wv-ingest verify --repair` first")
     join_indexes(
         joined / INDEX_FILE, [(directory / INDEX_FILE, before.samples), (append_dir / INDEX_FILE, tables.samples)]
     )

@@ -11,6 +11,7 @@ from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.errors import Stopped
 from wv_ingest.merge import merge
 from wv_ingest.progress import Progress
+from wv_ingest.report_html import REPORT_FILE, add_report
 
 
 @click.command("append")
@@ -69,7 +70,10 @@ def append_command(
     with Progress() as progress:
         try:
             with stoppable():
-                _print_appended(append(shards, source, options, progress), shards)
+                result = append(shards, source, options, progress)
+                _print_appended(result, shards)
+                if result.changed and (shards / REPORT_FILE).exists():
+                    add_report(shards, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on, finished shards are kept")
             sys.exit(128 + stopped.signal_number)

@@ -17,11 +17,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from wv_ingest.build_state import MERGED, folder_lock, remove_build_dir
+from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, row_groups
 from wv_ingest.errors import MergeError
 from wv_ingest.exclude import EXCLUDE
 from wv_ingest.plan import next_number
 from wv_ingest.progress import Progress
+from wv_ingest.superseded import rejects_that_stay
 from wv_ingest.transfer import bring
 from wv_shards import (
     INDEX_FILE,
@@ -199,8 +201,12 @@ def _write_tables(merge_dir: Path, sets: Sequence[_Set], shards: tuple[ShardInfo
     folders, manifests = [one.folder for one in sets], [one.manifest for one in sets]
     join_indexes(merge_dir / INDEX_FILE, [(one.folder / INDEX_FILE, one.manifest.samples) for one in sets])
     samples = join_samples(merge_dir / SAMPLES_FILE, [folder / SAMPLES_FILE for folder in folders])
-    rejects = join_rejects(merge_dir / REJECTS_FILE, [(folder / REJECTS_FILE, None) for folder in folders])
-    if rejects != dict(sorted(sum((Counter(m.rejects) for m in manifests), Counter[str]()).items())):
+    stay = rejects_that_stay([(one.folder, one.manifest) for one in sets])
+    parts = [(folder / REJECTS_FILE, mask) for folder, mask in zip(folders, stay, strict=True)]
+    rejects = join_rejects(merge_dir / REJECTS_FILE, parts)
+    expected = sum((Counter(m.rejects) for m in manifests), Counter[str]())
+    expected[Reason.FILTERED.value] -= sum(int(np.count_nonzero(~mask)) for mask in stay if mask is not None)
+    if rejects != dict(sorted((+expected).items())):
         raise CorruptDataError("the sets' tables of rejects are not what their manifests say; run `wv-ingest verify`")
     first = manifests[0]
     was = EarlierInfo(digest=first.digest, samples=first.samples)
@@ -210,7 +216,7 @@ def _write_tables(merge_dir: Path, sets: Sequence[_Set], shards: tuple[ShardInfo
         classes=_classes(sets),
         shards=shards,
         samples=samples,
-        rows=sum(m.rows for m in manifests),
+        rows=samples + sum(rejects.values()),
         rejects=rejects,
         sources=_sources(manifests),
         unlisted=_unlisted(manifests),

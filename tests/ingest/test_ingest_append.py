@@ -20,7 +20,7 @@ from wv_ingest.build import BuildResult
 from wv_ingest.errors import BuildError, BuildMismatchError, SourceError
 from wv_ingest.progress import Progress
 from wv_loader import Loader
-from wv_shards import Dataset, Manifest, Overlay, verify
+from wv_shards import CorruptDataError, Dataset, Manifest, Overlay, verify
 
 Build = Callable[..., BuildResult]
 Draw = Callable[..., bytes]
@@ -197,6 +197,32 @@ def test_new_images_may_come_in_a_tar_and_wait_for_their_lists(
     assert after.options["appended"][0] == after.options["appended"][1] != after.options["source_rows"]
 
 
+def test_metadata_that_comes_later_is_null_before(raw: Path, shards: Path, encode: Draw) -> None:
+    for source in ("google", "flickr"):
+        lines = (raw / "info" / f"train_filelist_{source}.txt").read_text().splitlines()
+        (raw / "info" / f"train_meta_list_{source}.txt").write_text("google/none.json 1\n" * len(lines))
+    add_rows(raw, encode, 1, 6)
+    (raw / "google" / "q0002.json").write_text(json.dumps([{"title": f"title {i}"} for i in range(6)]))
+    with open(raw / "info" / "train_meta_list_google.txt", "a") as file:
+        file.writelines(f"google/q0002.json {i + 1}\n" for i in range(6))
+    grow(shards, raw)
+    check_counts(shards)
+    titles = pq.read_table(shards / "samples.parquet", columns=["title"]).column("title").to_pylist()
+    assert titles[:238] == [None] * 238
+    assert sorted(filter(None, titles)) == [f"title {i}" for i in range(1, 5)]
+
+
+def test_a_damaged_index_is_not_taken_over(raw: Path, shards: Path, encode: Draw, folder_bytes: FolderBytes) -> None:
+    add_rows(raw, encode, 1, 6)
+    data = bytearray((shards / "index.npy").read_bytes())
+    data[300] ^= 1
+    (shards / "index.npy").write_bytes(data)
+    before = folder_bytes(shards)
+    with pytest.raises(CorruptDataError, match=r"index.npy: is damaged"):
+        grow(shards, raw)
+    assert folder_bytes(shards) == before
+
+
 def test_another_folder_brings_new_classes_and_known_ones_keep_their_ids(
     tmp_path: Path, encode: Draw, build_small: Build
 ) -> None:
@@ -345,6 +371,7 @@ def test_real_photos_append_to_real_photos(test_data: Path, tmp_path: Path, inge
         (folder / photo.name).symlink_to(photo)
     shards = tmp_path / "shards"
     assert ingest("build-shards", raw, shards, "--size", 0).returncode == 0
+    page = (shards / "report.html").read_text()
     for photo in photos[1::2]:
         folder = raw / photo.name.split("_")[0][-1]
         folder.mkdir(parents=True, exist_ok=True)
@@ -353,5 +380,6 @@ def test_real_photos_append_to_real_photos(test_data: Path, tmp_path: Path, inge
     done = ingest("append", shards, raw)
     assert done.returncode == 0, done.stderr
     assert "30 images appended" in done.stdout
+    assert (shards / "report.html").read_text() != page, "the page is of what is there now"
     check_counts(shards)
     check_prefix(tmp_path / "before", shards)

@@ -74,8 +74,7 @@ def test_two_halves_hold_what_the_whole_holds(halves: list[Path], reference: Pat
     columns = ["key", "path", "label", "content_hash", "bytes"]
     by_key = [pq.read_table(d / "samples.parquet", columns=columns).sort_by("key") for d in (out, reference)]
     assert by_key[0] == by_key[1]
-    assert {r: n for r, n in manifest.rejects.items() if r != "filtered"} == whole.rejects
-    assert manifest.rows == sum(Manifest.load(half).rows for half in halves)
+    assert (manifest.rejects, manifest.rows) == (whole.rejects, whole.rows), "what one left out the other has"
     assert manifest.options["size"] == 16
     assert [part["only"] for part in manifest.options["merged"]] == ["google", "flickr"]
     first = Manifest.load(halves[0])
@@ -121,6 +120,20 @@ def test_exclusions_of_all_sets_hold(halves: list[Path], tmp_path: Path) -> None
     manifest = join(tmp_path / "out", *sets)
     rows = Overlay.load(tmp_path / "out" / "exclude", manifest_digest=manifest.digest, kind="exclude").array
     assert {int(i): int(rows[i]) for i in np.flatnonzero(rows)} == {5: 1, manifests[0].samples + 7: 2}
+
+
+def test_rows_that_both_sets_left_out_stay_once(webvision: Path, tmp_path: Path, build_small: Build) -> None:
+    """Classes 1 and 4 by search engine: rows of other classes are in neither half."""
+    for only in ("google", "flickr"):
+        build_small(webvision, tmp_path / only, only=only, class_ids=(1, 4))
+    build_small(webvision, tmp_path / "whole", class_ids=(1, 4))
+    manifest = join(tmp_path / "out", tmp_path / "google", tmp_path / "flickr")
+    whole = Manifest.load(tmp_path / "whole")
+    assert (manifest.rejects, manifest.rows) == (whole.rejects, whole.rows)
+    assert [c.original_id for c in manifest.classes] == [1, 4]
+    tables = [pq.read_table(tmp_path / d / "rejects.parquet").sort_by("path") for d in ("out", "whole")]
+    assert tables[0].column("path") == tables[1].column("path")
+    assert verify(tmp_path / "out") == []
 
 
 def test_a_key_in_two_sets_is_named(halves: list[Path], reference: Path, tmp_path: Path, ingest: Ingest) -> None:
