@@ -1,52 +1,23 @@
 """`wv-ingest`: the commands that make and inspect shards. Options in, one call, a table or one line of error out."""
 
-import errno
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec
+from typing import Any
 
 import click
 
 from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, plan_only
 from wv_ingest.check import CheckOptions, codecs
+from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.cli_sample_data import sample_data_command
-from wv_ingest.errors import IngestError, Stopped
+from wv_ingest.errors import Stopped
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
 from wv_ingest.report import print_dry_run, print_stats, print_summary, print_verified, stats_document
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
-from wv_shards import Dataset, ShardsError
-
-Parameters = ParamSpec("Parameters")
-
-
-def one_line_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """The user's mistakes and the machine's limits become one line and exit code 1; wrong usage stays click's 2."""
-
-    @wraps(command)
-    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (IngestError, ShardsError) as error:
-            _fail(str(error))
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                _fail("no space left on the device; free some and run the same command again, what is done is kept")
-            where = f"{error.filename}: " if error.filename else ""
-            _fail(f"{where}{error.strerror or error}")
-
-    return wrapped
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(f"wv-ingest: {' '.join(message.splitlines())}", err=True)
-    sys.exit(1)
+from wv_shards import Dataset
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -221,7 +192,7 @@ def build_shards(
     click.echo(f"decoder: {codecs()['decoder']}")
     with Progress() as progress:
         try:
-            with _stoppable():
+            with stoppable():
                 if dry_run:
                     print_dry_run(plan_only(source, options, progress), options)
                 else:
@@ -229,23 +200,6 @@ def build_shards(
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on, finished shards are kept")
             sys.exit(128 + stopped.signal_number)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped, once; a second signal can't interrupt the clearing up."""
-
-    def stop(signal_number: int, _: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        raise Stopped(signal_number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @main.command()

@@ -39,6 +39,7 @@ from wv_shards import (
     file_checksum,
     fsync_directory,
     write_index,
+    write_timm_info,
 )
 
 _GROUP_ROWS = 1 << 17
@@ -147,6 +148,7 @@ def finalize(
         codecs=codecs,
     )
     _move(build_dir, out, infos)
+    write_timm_info(out, manifest)
     manifest.save(out)
     remove_build_dir(build_dir)
     return manifest

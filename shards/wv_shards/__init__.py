@@ -16,10 +16,14 @@ from wv_shards.errors import (
 from wv_shards.hashing import checksum, combine, file_checksum, key_hash, splitmix64
 from wv_shards.index import FLAG_BAD, INDEX_DTYPE, INDEX_FILE, IndexArray, open_index, write_index
 from wv_shards.manifest import (
+    APPEND_DIR,
     BUILD_DIR,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    MERGE_DIR,
+    UNFINISHED,
     ClassInfo,
+    EarlierInfo,
     Manifest,
     OriginInfo,
     ShardInfo,
@@ -38,10 +42,12 @@ from wv_shards.tables import (
     SAMPLES_FILE,
     SAMPLES_SCHEMA,
 )
+from wv_shards.timm_info import TIMM_INFO_FILE, timm_info, write_timm_info
 from wv_shards.verify import Problem, ProblemKind, verify
 from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporary_files
 
 __all__ = [
+    "APPEND_DIR",
     "BUILD_DIR",
     "DUPLICATES_FILE",
     "DUPLICATES_SCHEMA",
@@ -51,14 +57,18 @@ __all__ = [
     "INDEX_FILE",
     "MANIFEST_FILE",
     "MAX_KEY_BYTES",
+    "MERGE_DIR",
     "METADATA_SCHEMA",
     "REJECTS_FILE",
     "REJECTS_SCHEMA",
     "SAMPLES_FILE",
     "SAMPLES_SCHEMA",
+    "TIMM_INFO_FILE",
+    "UNFINISHED",
     "ClassInfo",
     "CorruptDataError",
     "Dataset",
+    "EarlierInfo",
     "FinishedShard",
     "FormatVersionError",
     "IndexArray",
@@ -86,7 +96,9 @@ __all__ = [
     "open_index",
     "splitmix64",
     "temporary_files",
+    "timm_info",
     "verify",
     "write_atomic",
     "write_index",
+    "write_timm_info",
 ]

@@ -22,6 +22,12 @@ MANIFEST_FILE = "manifest.json"
 _DIGEST_CLASS = ("class_id", "name", "rows", "samples", "band")
 BUILD_DIR = ".build"
 """Folder of an unfinished build inside its output directory; removed after the manifest is written."""
+APPEND_DIR = ".append"
+"""The same of an unfinished append."""
+MERGE_DIR = ".merge"
+"""The same of an unfinished merge."""
+UNFINISHED = {BUILD_DIR: "build-shards", APPEND_DIR: "append", MERGE_DIR: "merge"}
+"""Such folders, and the command that finishes what was begun there."""
 
 
 def band_of(rows: int) -> int | None:
@@ -51,7 +57,7 @@ class ClassInfo:
     samples: int
     """Samples packed."""
     band: int | None
-    """`band_of(rows)`; None for a class without rows, and in tars that were not packed by band."""
+    """`band_of(rows)` when it first had rows; None for a class without rows, and in tars not packed by band."""
     original_id: int | None = None
     """The class's id in the source's lists, where only some of their classes were packed; None: the same."""
 
@@ -89,6 +95,14 @@ class UnlistedInfo:
     """Some of their paths."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlierInfo:
+    """What the data set was before samples were appended. Its samples are the first of today's, ordinal by ordinal."""
+
+    digest: str
+    samples: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything that a reader must know before it opens a shard."""
@@ -116,6 +130,8 @@ class Manifest:
     """Every option that decides a byte of the data set."""
     codecs: dict[str, str] = field(default_factory=dict)
     """Decoder and encoder, with versions."""
+    earlier: tuple[EarlierInfo, ...] = ()
+    """The oldest first; overlays made for one of them hold for the first samples of this one."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -131,6 +147,8 @@ class Manifest:
             raise ValueError(
                 f"{self.samples} samples and {sum(self.rejects.values())} rejects are not {self.rows} rows"
             )
+        if any(e.samples > self.samples for e in self.earlier):
+            raise ValueError(f"an earlier state had more than the {self.samples} samples of today")
 
     @cached_property
     def digest(self) -> str:
@@ -142,6 +160,12 @@ class Manifest:
             "index": self.index_checksum,
         }
         return xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode())
+
+    def samples_at(self, digest: str) -> int | None:
+        """How many samples the data set had when `digest` was its digest; None: it never was."""
+        if digest == self.digest:
+            return self.samples
+        return {state.digest: state.samples for state in self.earlier}.get(digest)
 
     def save(self, directory: Path) -> None:
         """Write the manifest into `directory`. Call it last: it declares the data set finished."""
@@ -183,6 +207,7 @@ class Manifest:
             document["sources"] = {name: _parse(OriginInfo, f"sources.{name}", s) for name, s in sources.items()}
             if unlisted := document.get("unlisted"):
                 document["unlisted"] = UnlistedInfo(files=unlisted["files"], first=tuple(unlisted["first"]))
+            document["earlier"] = _parse_all(EarlierInfo, "earlier", document.get("earlier", []))
             manifest = _parse(cls, "manifest", document)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptDataError(f"{path}: contradicts itself ({error}); build the shards again") from error
@@ -218,10 +243,12 @@ def _parse_all(kind: type[Parsed], where: str, rows: object) -> tuple[Parsed, ..
 
 
 def _missing(directory: Path) -> NotADatasetError | UnfinishedBuildError:
-    if (directory / BUILD_DIR).is_dir():
-        return UnfinishedBuildError(
-            f"{directory}: the build has not been finished; run the same `wv-ingest build-shards` again to finish it"
-        )
+    for folder, command in UNFINISHED.items():
+        if (directory / folder).is_dir():
+            what = "build" if folder == BUILD_DIR else command
+            return UnfinishedBuildError(
+                f"{directory}: the {what} has not been finished; run the same `wv-ingest {command}` again to finish it"
+            )
     if directory.is_dir():
         return NotADatasetError(
             f"{directory}: no {MANIFEST_FILE} in it; expected the output of `wv-ingest build-shards`"

@@ -19,6 +19,7 @@ from wv_shards.index import INDEX_FILE, IndexArray, open_index
 from wv_shards.manifest import Manifest, ShardInfo
 from wv_shards.reader import Dataset
 from wv_shards.tables import REJECTS_FILE, SAMPLES_FILE
+from wv_shards.timm_info import TIMM_INFO_FILE, timm_info
 from wv_shards.writer import IDX_VERSION
 
 
@@ -77,6 +78,7 @@ def verify(directory: Path | str, progress: Callable[[int], None] | None = None)
         problems += _verify_shard(directory, shard, records, progress or (lambda _: None))
         start += shard.samples
     problems += _verify_tables(directory, manifest, index)
+    problems += _verify_timm_info(directory / TIMM_INFO_FILE, manifest)
     if index is not None:
         problems += _verify_counts(index_path, manifest, index)
     return problems
@@ -179,6 +181,17 @@ def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None
     except (OSError, ValueError) as error:
         problems.append(_problem(rejects, ProblemKind.UNREADABLE, f"not a readable table ({type(error).__name__})"))
     return problems
+
+
+def _verify_timm_info(path: Path, manifest: Manifest) -> list[Problem]:
+    """The file is for one foreign reader: a data set may be without it, but not with a wrong one."""
+    try:
+        sound = path.read_bytes() == timm_info(manifest)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [_problem(path, ProblemKind.UNREADABLE, f"can't be read: {error.strerror}")]
+    return [] if sound else [_problem(path, ProblemKind.INDEX, "is not what the manifest says")]
 
 
 def _verify_counts(index_path: Path, manifest: Manifest, index: IndexArray) -> list[Problem]:
