@@ -11,12 +11,13 @@ from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, plan_o
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.cli_sample_data import sample_data_command
+from wv_ingest.counts import stats_document
 from wv_ingest.errors import Stopped
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
-from wv_ingest.report import print_dry_run, print_stats, print_summary, print_verified, stats_document
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
+from wv_ingest.summary import print_dry_run, print_stats, print_summary, print_verified
 from wv_shards import Dataset
 
 

@@ -1,38 +1,21 @@
-"""Tables about shards for a person, and the same facts as one JSON-able document.
+"""Tables about builds and shards for a person, on the terminal. It counts nothing: `counts` and the build do."""
 
-Counts come from manifest and index; nothing is decoded.
-"""
-
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from wv_ingest.build import BuildOptions, BuildResult, DryRun
-from wv_shards import Dataset, Manifest, band_range, verify
+from wv_ingest.counts import class_figures
+from wv_shards import Manifest, band_range, verify
 
 _CLASSES_SHOWN = 20
-
-
-def class_figures(counts: list[int]) -> dict[str, Any]:
-    """Smallest, median and largest class, and how many times the largest is the smallest that is not empty."""
-    some = sorted(count for count in counts if count)
-    return {
-        "classes": len(counts),
-        "without": len(counts) - len(some),
-        "min": some[0] if some else 0,
-        "median": float(np.median(some)) if some else 0.0,
-        "max": some[-1] if some else 0,
-        "imbalance": some[-1] / some[0] if some else math.nan,
-    }
 
 
 def _two_columns(title: str) -> Table:
@@ -49,7 +32,7 @@ def _add_class_figures(table: Table, counts: list[int]) -> None:
     table.add_row(
         "images a class: min / median / max", f"{figures['min']:,} / {figures['median']:,.0f} / {figures['max']:,}"
     )
-    table.add_row("imbalance ratio", f"{figures['imbalance']:,.1f}")
+    table.add_row("imbalance ratio", "–" if figures["imbalance"] is None else f"{figures['imbalance']:,.1f}")
 
 
 _OWN_NAMES = {"missing": "missing", "repeated-row": "repeated rows", "filtered": "filtered"}
@@ -59,12 +42,12 @@ def _add_account(table: Table, packed: int, rejects: dict[str, int]) -> None:
     """What became of the rows; these lines add up to the rows of the source."""
     table.add_row("images packed", f"{packed:,}")
     for reason, count in sorted(rejects.items(), key=lambda item: (item[0] in _OWN_NAMES, -item[1])):
-        table.add_row(_OWN_NAMES.get(reason, f"rejected: {reason}"), f"{count:,}")
+        table.add_row(_OWN_NAMES.get(reason, escape(f"rejected: {reason}")), f"{count:,}")
 
 
 def _add_unlisted(table: Table, files: int, first: Sequence[str]) -> None:
     names = f" ({', '.join(first)}{', …' if files > len(first) else ''})" if files else ""
-    table.add_row("files that no list names", f"{files:,}{names}")
+    table.add_row("files that no list names", escape(f"{files:,}{names}"))
 
 
 def print_summary(result: BuildResult, out: Path) -> None:
@@ -76,7 +59,7 @@ def print_summary(result: BuildResult, out: Path) -> None:
     table.add_row("rows of the source", f"{manifest.rows:,}")
     _add_account(table, manifest.samples, manifest.rejects)
     for name, origin in manifest.sources.items():
-        table.add_row(f"{name}: rows / packed", f"{origin.rows:,} / {origin.samples:,}")
+        table.add_row(escape(f"{name}: rows / packed"), f"{origin.rows:,} / {origin.samples:,}")
     if manifest.unlisted is not None:
         _add_unlisted(table, manifest.unlisted.files, manifest.unlisted.first)
     for reason, count in manifest.metadata_gaps.items():
@@ -121,74 +104,26 @@ def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     console.print(bands)
 
 
-def stats_document(dataset: Dataset) -> dict[str, Any]:
-    """All that `stats` prints, JSON-able."""
-    manifest = dataset.manifest
-    labels, sizes = np.asarray(dataset.index["label"]), np.asarray(dataset.index["size"])
-    class_bytes = np.bincount(labels, weights=sizes, minlength=len(manifest.classes)).astype(np.int64).tolist()
-    return {
-        "format_version": manifest.format_version,
-        "digest": manifest.digest,
-        "split": manifest.split,
-        "seed": manifest.seed,
-        "options": manifest.options,
-        "codecs": manifest.codecs,
-        "rows": manifest.rows,
-        "samples": manifest.samples,
-        "rejects": manifest.rejects,
-        "sources": {name: asdict(origin) for name, origin in manifest.sources.items()},
-        "unlisted": None if manifest.unlisted is None else asdict(manifest.unlisted),
-        "metadata_gaps": manifest.metadata_gaps,
-        "shards": len(manifest.shards),
-        "shard_bytes": sum(shard.bytes for shard in manifest.shards),
-        "image_bytes": int(sizes.sum(dtype=np.int64)),
-        "per_class": class_figures([c.samples for c in manifest.classes]),
-        "bands": _bands(manifest, class_bytes),
-        "classes": [
-            {
-                "class_id": c.class_id,
-                "original_id": c.class_id if c.original_id is None else c.original_id,
-                "name": c.name,
-                "band": c.band,
-                "rows": c.rows,
-                "samples": c.samples,
-                "bytes": n,
-            }
-            for c, n in zip(manifest.classes, class_bytes, strict=True)
-        ],
-    }
-
-
-def _bands(manifest: Manifest, class_bytes: list[int]) -> list[dict[str, Any]]:
-    bands: dict[int, dict[str, Any]] = {}
-    for info, n in zip(manifest.classes, class_bytes, strict=True):
-        if info.band is not None:
-            empty = {"band": info.band, "classes": 0, "rows": 0, "samples": 0, "bytes": 0, "shards": 0}
-            band = bands.setdefault(info.band, empty)
-            for name, value in (("classes", 1), ("rows", info.rows), ("samples", info.samples), ("bytes", n)):
-                band[name] += value
-    for shard in manifest.shards:
-        if shard.band in bands:
-            bands[shard.band]["shards"] += 1
-    return [bands[band] for band in sorted(bands)]
-
-
 def print_stats(document: dict[str, Any]) -> None:
     """The document as tables; of the classes the largest and the smallest."""
     table = _two_columns(f"{document['split']}, {document['digest']}")
     table.add_row("rows of the source", f"{document['rows']:,}")
     _add_account(table, document["samples"], document["rejects"])
-    for name, origin in document["sources"].items():
-        table.add_row(f"{name}: rows / packed", f"{origin['rows']:,} / {origin['samples']:,}")
+    if document["excluded"]:
+        table.add_row("of these excluded by overlay", f"{document['excluded']:,}")
     _add_class_figures(table, [c["samples"] for c in document["classes"]])
     table.add_row("shards", f"{document['shards']:,}")
     table.add_row("bytes of shards", decimal(document["shard_bytes"]))
     table.add_row("bytes of images", decimal(document["image_bytes"]))
     console = Console()
     console.print(table)
-    console.print(_columns("bands", document["bands"], ["band", "classes", "rows", "samples", "shards", "bytes"]))
+    if document["sources"]:
+        origins = [{"name": name or "no source", **origin} for name, origin in document["sources"].items()]
+        console.print(_columns("sources", origins, ["name", "rows", "samples"]))
+    counts = ["rows", "samples", *(["excluded"] if document["excluded"] else [])]
+    console.print(_columns("bands", document["bands"], ["band", "classes", *counts, "shards", "bytes"]))
     classes = sorted(document["classes"], key=lambda c: (-c["samples"], c["class_id"]))
-    columns = ["class_id", "name", "band", "rows", "samples", "bytes"]
+    columns = ["class_id", "name", "band", *counts, "bytes"]
     if len(classes) <= _CLASSES_SHOWN:
         console.print(_columns("classes", classes, columns))
         return
@@ -209,7 +144,7 @@ def _columns(title: str, rows: list[dict[str, Any]], names: list[str]) -> Table:
 def _cell(name: str, value: Any) -> str:
     if name == "bytes":
         return decimal(value)
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 
 def print_verified(directory: Path) -> bool:
