@@ -109,7 +109,7 @@ class Accepted:
     height: int
     kept: bool
     """The coded data is the source's own."""
-    phash: int
+    phash: int | None
     """`phash.phash_of` what is stored, before it was encoded."""
 
 
