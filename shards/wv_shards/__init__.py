@@ -23,6 +23,7 @@ from wv_shards.manifest import (
     MERGE_DIR,
     UNFINISHED,
     ClassInfo,
+    DuplicatesInfo,
     EarlierInfo,
     Manifest,
     OriginInfo,
@@ -31,7 +32,7 @@ from wv_shards.manifest import (
     band_of,
     band_range,
 )
-from wv_shards.overlay import Overlay
+from wv_shards.overlay import EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay
 from wv_shards.reader import Dataset
 from wv_shards.tables import (
     DUPLICATES_FILE,
@@ -51,6 +52,8 @@ __all__ = [
     "BUILD_DIR",
     "DUPLICATES_FILE",
     "DUPLICATES_SCHEMA",
+    "EXCLUDE_ASKED",
+    "EXCLUDE_DUPLICATE",
     "FLAG_BAD",
     "FORMAT_VERSION",
     "INDEX_DTYPE",
@@ -68,6 +71,7 @@ __all__ = [
     "ClassInfo",
     "CorruptDataError",
     "Dataset",
+    "DuplicatesInfo",
     "EarlierInfo",
     "FinishedShard",
     "FormatVersionError",
