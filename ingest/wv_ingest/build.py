@@ -37,7 +37,7 @@ from wv_ingest.errors import BuildError, BuildMismatchError, NothingReadableErro
 from wv_ingest.finalize import finalize
 from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
-from wv_ingest.pack import Packer, TrialJob, outcomes_path
+from wv_ingest.pack import NOISY, Packer, TrialJob, outcomes_path
 from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
 from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
@@ -79,11 +79,15 @@ class BuildOptions:
         return {
             "size": self.check.size_px,
             "quality": self.check.quality,
+            "subsampling": self.check.subsampling,
+            "keep_metadata": self.check.keep_metadata,
+            "check": self.check.decode,
             "shard_mb": self.shard_mb,
             "max_bytes": self.check.max_bytes,
             "max_pixels": self.check.max_pixels,
             "max_side": self.check.max_side_px,
             "min_side": self.check.min_side_px,
+            "max_aspect": self.check.max_aspect,
             "max_cpu_s": self.limits.max_cpu_s,
             "max_memory_mb": self.limits.max_memory_mb,
             "source_format": source.source_format,
@@ -100,6 +104,8 @@ class BuildResult:
     seconds: float
     packed_rows: int
     """Rows that this run packed or rejected; fewer than all after a resume."""
+    noisy_rows: int = 0
+    """Rows of this run on which a decoder wrote to stderr; what it wrote is thrown away."""
     complete_before: bool = False
     """OUT already held exactly this data set."""
 
@@ -168,7 +174,9 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
                     state = _plan(build_dir, identity, source, options, pool, progress)
                 class_names = source.class_names
                 del source  # gigabytes for millions of rows; the workers map theirs from the plan
+                quiet = pool.counters()[NOISY]  # the trial's are not counted twice
                 packed_rows = _pack(out, build_dir, state, options, pool, progress)
+                noisy_rows = pool.counters()[NOISY] - quiet
         except NothingReadableError:
             remove_build_dir(build_dir)
             if not any(out.iterdir()):
@@ -179,7 +187,9 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
                 leftover.unlink()
             raise
         manifest = finalize(out, build_dir, state, class_names, deciding, codecs(), progress)
-    return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
+    return BuildResult(
+        manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows, noisy_rows=noisy_rows
+    )
 
 
 def _packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:

@@ -85,6 +85,23 @@ def main() -> None:
     "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEGs that are encoded anew."
 )
 @click.option(
+    "--subsampling",
+    type=click.Choice(["4:2:0", "4:2:2", "4:4:4"]),
+    default="4:2:0",
+    show_default=True,
+    help="Of the colour of JPEGs that are encoded anew.",
+)
+@click.option(
+    "--keep-metadata", is_flag=True, help="Leave EXIF, GPS and comments in JPEGs; without it they are cut out."
+)
+@click.option(
+    "--check",
+    type=click.Choice(["full", "header"]),
+    default="full",
+    show_default=True,
+    help="header: look only at the segments of JPEGs that are kept as they are, and decode none of them.",
+)
+@click.option(
     "--shard-mb",
     type=click.IntRange(1),
     default=64,
@@ -111,6 +128,13 @@ def main() -> None:
     "--min-side", type=click.IntRange(1), default=8, show_default=True, help="Reject images with a shorter side."
 )
 @click.option(
+    "--max-aspect",
+    type=click.FloatRange(1.0),
+    default=20.0,
+    show_default=True,
+    help="Reject images whose longer side is more than so many times the shorter.",
+)
+@click.option(
     "--no-unlisted", is_flag=True, help="WebVision: do not look for files that no list names (a walk of all folders)."
 )
 @click.option(
@@ -134,6 +158,9 @@ def build_shards(
     label_column: str,
     size_px: int,
     quality: int,
+    subsampling: Any,
+    keep_metadata: bool,
+    check: Any,
     shard_mb: int,
     seed: int,
     workers: int | None,
@@ -142,6 +169,7 @@ def build_shards(
     max_pixels: int,
     max_side: int,
     min_side: int,
+    max_aspect: float,
     no_unlisted: bool,
     max_cpu_s: float,
     max_memory_mb: int,
@@ -167,10 +195,14 @@ def build_shards(
             check=CheckOptions(
                 size_px=size_px,
                 quality=quality,
+                subsampling=subsampling,
+                keep_metadata=keep_metadata,
+                decode=check,
                 max_bytes=max_bytes,
                 max_pixels=max_pixels,
                 max_side_px=max_side,
                 min_side_px=min_side,
+                max_aspect=max_aspect,
             ),
             source=SourceOptions(
                 split=split,

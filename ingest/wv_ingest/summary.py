@@ -70,6 +70,8 @@ def print_summary(result: BuildResult, out: Path) -> None:
     if not result.complete_before:
         if result.packed_rows < manifest.rows - manifest.rejects.get("filtered", 0):
             table.add_row("rows done in this run", f"{result.packed_rows:,}")
+        if result.noisy_rows:
+            table.add_row("files that a decoder complained of", f"{result.noisy_rows:,}")
         table.add_row("seconds", f"{result.seconds:,.1f}")
         table.add_row("rows a second", f"{result.packed_rows / result.seconds:,.0f}")
     Console().print(table)
