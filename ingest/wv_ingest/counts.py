@@ -116,7 +116,7 @@ def exclusions(dataset: Dataset) -> NDArray[np.bool_] | None:
     base = dataset.directory / EXCLUDE
     if not base.with_suffix(".json").exists():
         return None
-    return Overlay.load(base, manifest_digest=dataset.manifest.digest, kind=EXCLUDE).array.astype(bool)
+    return Overlay.load_onto(base, dataset.manifest, kind=EXCLUDE).array.astype(bool)
 
 
 def index_chunks(samples: int) -> Iterator[slice]:

@@ -7,13 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from wv_ingest.build import BuildOptions, BuildResult, DryRun
+from wv_ingest.build import BuildOptions, BuildResult, DryRun, PartResult
 from wv_ingest.counts import class_figures
-from wv_shards import Manifest, band_range, verify
+from wv_shards import band_range
 
 _CLASSES_SHOWN = 20
 
@@ -77,6 +75,20 @@ def print_summary(result: BuildResult, out: Path) -> None:
     Console().print(table)
 
 
+def print_part(result: PartResult, out: Path) -> None:
+    """What a part packed, and what comes next."""
+    print(f"{out}: part {result.part.number} of {result.part.parts}, complete")
+    table = _two_columns("")
+    table.add_row("rows of this part", f"{result.rows:,}")
+    _add_account(table, result.rows - sum(result.rejects.values()), result.rejects)
+    table.add_row("shards planned for this part", f"{result.shards:,}")
+    if result.packed_rows < result.rows:
+        table.add_row("rows done in this run", f"{result.packed_rows:,}")
+    table.add_row("seconds", f"{result.seconds:,.1f}")
+    Console().print(table)
+    print("when all parts are complete: wv-ingest finalize OUT PART_DIR…")
+
+
 def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     """What a build would do."""
     rows = len(plan.order.order)
@@ -94,6 +106,10 @@ def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     table.add_row("bytes a row, by trial", f"{plan.bytes_per_row:,}")
     table.add_row("bytes in all, about", decimal(rows * plan.bytes_per_row))
     table.add_row(f"shards of {options.shard_mb} MB or less", f"{len(plan.shards):,}")
+    if options.part is not None:
+        own = options.part.share(plan.shards)
+        share = f"{len(own):,} / {sum(shard.stop - shard.start for shard in own):,}"
+        table.add_row(f"part {options.part}: shards / rows", share)
     bands = Table(title="bands", title_justify="left")
     for name in ("band", "classes of", "rows", "shards"):
         bands.add_column(name, justify="right")
@@ -147,18 +163,3 @@ def _cell(name: str, value: Any) -> str:
     if name == "bytes":
         return decimal(value)
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else escape(str(value))
-
-
-def print_verified(directory: Path) -> bool:
-    """Verify the shards, print every problem on a line of its own; True if there is none."""
-    manifest = Manifest.load(directory)
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("verify", total=sum(shard.bytes for shard in manifest.shards))
-        problems = verify(directory, lambda count: bar.advance(task, count))
-    for problem in problems:
-        print(" ".join(f"{problem.path}: {problem.kind}: {problem.message}".splitlines()))
-    if not problems:
-        print(f"{directory}: {manifest.samples:,} images in {len(manifest.shards):,} shards, all as the manifest says")
-    return not problems

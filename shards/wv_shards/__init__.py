@@ -21,6 +21,7 @@ from wv_shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     MERGE_DIR,
+    PART_FILE,
     UNFINISHED,
     ClassInfo,
     DuplicatesInfo,
@@ -44,7 +45,7 @@ from wv_shards.tables import (
     SAMPLES_SCHEMA,
 )
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info, write_timm_info
-from wv_shards.verify import Problem, ProblemKind, verify
+from wv_shards.verify import Problem, ProblemKind, dali_index, member_lines, verify
 from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporary_files
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "MAX_KEY_BYTES",
     "MERGE_DIR",
     "METADATA_SCHEMA",
+    "PART_FILE",
     "REJECTS_FILE",
     "REJECTS_SCHEMA",
     "SAMPLES_FILE",
@@ -94,9 +96,11 @@ __all__ = [
     "band_range",
     "checksum",
     "combine",
+    "dali_index",
     "file_checksum",
     "fsync_directory",
     "key_hash",
+    "member_lines",
     "open_index",
     "splitmix64",
     "temporary_files",

@@ -22,11 +22,13 @@ MANIFEST_FILE = "manifest.json"
 _DIGEST_CLASS = ("class_id", "name", "rows", "samples", "band")
 BUILD_DIR = ".build"
 """Folder of an unfinished build inside its output directory; removed after the manifest is written."""
+PART_FILE = "part.json"
+"""In BUILD_DIR: all shards of one part of a build are there, and wait for `wv-ingest finalize`."""
 APPEND_DIR = ".append"
 """The same of an unfinished append."""
 MERGE_DIR = ".merge"
 """The same of an unfinished merge."""
-UNFINISHED = {BUILD_DIR: "build-shards", APPEND_DIR: "append", MERGE_DIR: "merge"}
+UNFINISHED = {APPEND_DIR: "append", MERGE_DIR: "merge"}
 """Such folders, and the command that finishes what was begun there."""
 
 
@@ -267,14 +269,29 @@ def _parse_all(kind: type[Parsed], where: str, rows: object) -> tuple[Parsed, ..
 
 
 def _missing(directory: Path) -> NotADatasetError | UnfinishedBuildError:
+    if (directory / BUILD_DIR / PART_FILE).is_file():
+        return UnfinishedBuildError(
+            f"{directory}: {_part(directory)}; `wv-ingest finalize OUT PART_DIR…` joins it with the others"
+        )
+    if (directory / BUILD_DIR).is_dir():
+        return UnfinishedBuildError(
+            f"{directory}: the build has not been finished; run the same `wv-ingest` command again to finish it"
+        )
     for folder, command in UNFINISHED.items():
         if (directory / folder).is_dir():
-            what = "build" if folder == BUILD_DIR else command
             return UnfinishedBuildError(
-                f"{directory}: the {what} has not been finished; run the same `wv-ingest {command}` again to finish it"
+                f"{directory}: `wv-ingest {command}` has not been finished; run the same command again to finish it"
             )
     if directory.is_dir():
         return NotADatasetError(
             f"{directory}: no {MANIFEST_FILE} in it; expected the output of `wv-ingest build-shards`"
         )
     return NotADatasetError(f"{directory}: no such directory; expected the output of `wv-ingest build-shards`")
+
+
+def _part(directory: Path) -> str:
+    try:
+        note = json.loads((directory / BUILD_DIR / PART_FILE).read_bytes())
+        return f"is part {note['part']} of {note['parts']} of a build, complete"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "is a part of a build"
