@@ -14,6 +14,7 @@ conflict: a label is wrong, or the picture shows both things; `Conflict` says wh
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,19 @@ class DuplicateOptions:
     near_distance: int | None = NEAR_DISTANCE
     """Bits of the coarse half in which pictures of one class may differ, half as many between classes; None: only equal
     files are copies."""
+
+    @classmethod
+    def of(cls, said: dict[str, Any]) -> Self:
+        """Those that a manifest's `options` name; where they name none, the default ones."""
+        default = cls()
+        return cls(
+            conflict=Conflict(said.get("conflict", default.conflict)),
+            near_distance=said.get("near_distance", default.near_distance),
+        )
+
+    def deciding(self) -> dict[str, Any]:
+        """As the manifest's `options` has them."""
+        return {"conflict": self.conflict.value, "near_distance": self.near_distance}
 
     def __post_init__(self) -> None:
         if self.near_distance is not None and not 0 <= self.near_distance <= MAX_NEAR_DISTANCE:

@@ -3,7 +3,7 @@
 It needs `samples.parquet` alone. Which samples are copies is decided in `duplicates`; the caller writes the manifest.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.duplicates import DuplicateOptions, Duplicates, Hashes, Ints, find_duplicates
+from wv_ingest.exclude import EXCLUDE
 from wv_ingest.progress import Progress
 from wv_shards import (
     DUPLICATES_FILE,
@@ -27,7 +28,8 @@ from wv_shards import (
     atomic_file,
 )
 
-EXCLUDE = "exclude"
+MARK_FILES = (f"{EXCLUDE}.npy", f"{EXCLUDE}.json", DUPLICATES_FILE)
+"""What is written, in the order in which it has to be moved."""
 _TALKATIVE_SAMPLES = 1 << 20
 """Fewer are searched in a moment: then no pass of the search is worth a word."""
 
@@ -49,7 +51,7 @@ def mark_duplicates(
         asked: (N,) of an earlier exclude overlay: its `EXCLUDE_ASKED` bits stay.
 
     Returns:
-        The manifest with the counts, to be written by the caller. Its digest is the same.
+        The manifest with the counts and the rule, to be written by the caller. Its digest is the same.
 
     Raises:
         CorruptDataError: samples.parquet lacks the hashes, or can't be read.
@@ -67,10 +69,49 @@ def mark_duplicates(
     bits[found.ordinal[found.excluded]] |= np.uint8(EXCLUDE_DUPLICATE)
     info = _counts(found, options)
     _write_table(folder / DUPLICATES_FILE, found)
-    rule = {"conflict": info.conflict, "near_distance": info.near_distance, "excluded": info.excluded}
-    overlay = Overlay(kind=EXCLUDE, array=bits, manifest_digest=manifest.digest, info={"duplicates": rule})
+    overlay = Overlay(kind=EXCLUDE, array=bits, manifest_digest=manifest.digest, info={"duplicates": asdict(info)})
     overlay.save(folder / EXCLUDE)
-    return replace(manifest, duplicates=info)
+    return replace(manifest, duplicates=info, options={**manifest.options, **options.deciding()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marked:
+    """A finished data set that was searched anew."""
+
+    manifest: Manifest
+    shown_before: int
+    """Samples that no reason excluded."""
+    shown_now: int
+
+
+def mark_again(directory: Path, options: DuplicateOptions, progress: Progress) -> Marked:
+    """Search a finished data set anew; what was excluded by key stays so.
+
+    Raises:
+        ShardsError: no finished data set, or its table or overlay is damaged.
+        OSError: the files can't be written.
+    """
+    manifest = Manifest.load(directory)
+    before = excluded_rows(directory, manifest)
+    manifest = mark_duplicates(directory, manifest, options, progress, before)
+    manifest.save(directory)
+    now = excluded_rows(directory, manifest)
+    shown = [manifest.samples - (0 if rows is None else int(np.count_nonzero(rows))) for rows in (before, now)]
+    return Marked(manifest=manifest, shown_before=shown[0], shown_now=shown[1])
+
+
+def excluded_rows(directory: Path, manifest: Manifest) -> NDArray[np.uint8] | None:
+    """(N,) of the exclude overlay, with a row per sample of `manifest`; None if there is none.
+
+    What an overlay of bools excludes counts as asked for: its reason is not known.
+
+    Raises:
+        ShardsError: it is damaged, or of another data set.
+    """
+    if not (directory / f"{EXCLUDE}.json").exists():
+        return None
+    array = Overlay.load_onto(directory / EXCLUDE, manifest, kind=EXCLUDE).array
+    return array * np.uint8(EXCLUDE_ASKED) if array.dtype == bool else array.astype(np.uint8)
 
 
 def _read_hashes(path: Path, samples: int) -> Hashes:
