@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from wv_ingest.build_state import (
     unlock_orphans,
 )
 from wv_ingest.check import CheckOptions, Reason, codecs
+from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildError, BuildMismatchError, NothingReadableError, SourceError
 from wv_ingest.finalize import finalize
 from wv_ingest.lookup import Lookup, look_up
@@ -65,6 +66,7 @@ class BuildOptions:
     """The build stops as soon as more of the source's rows than this are rejected; `filtered` ones do not count."""
     unlisted: bool = True
     """Look for files that no list names; it decides that field of the manifest only."""
+    duplicates: DuplicateOptions = field(default_factory=DuplicateOptions)
     part: Part | None = None
     """Pack this share of the shards only."""
 
@@ -94,6 +96,7 @@ class BuildOptions:
             "max_aspect": self.check.max_aspect,
             "max_cpu_s": self.limits.max_cpu_s,
             "max_memory_mb": self.limits.max_memory_mb,
+            **self.duplicates.deciding(),
             "source_format": source.source_format,
             **self.source.deciding(),
             "source_rows": source.digest(),
@@ -382,7 +385,10 @@ def complete_before(out: Path, identity: Identity, started: float) -> BuildResul
     manifest = Manifest.load(out)
     found = Identity(seed=manifest.seed, split=manifest.split, options=manifest.options, codecs=manifest.codecs)
     if other := difference(found, identity):
-        raise BuildMismatchError(f"{out}: holds a finished data set with {other}; build into a new folder")
+        rule = DuplicateOptions.of(identity.options).deciding()
+        only_rule = not difference(replace(found, options={**found.options, **rule}), identity)
+        instead = f"run `wv-ingest duplicates {out}` with the new option, or " if only_rule else ""
+        raise BuildMismatchError(f"{out}: holds a finished data set with {other}; {instead}build into a new folder")
     if (out / BUILD_DIR).is_dir():  # killed after the manifest
         remove_build_dir(out / BUILD_DIR)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=0, complete_before=True)

@@ -9,6 +9,7 @@ import click
 
 from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, build_part, plan_only
 from wv_ingest.check import CheckOptions, codecs
+from wv_ingest.cli_duplicates import duplicate_options, duplicates_command
 from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.cli_exclude import exclude_command
 from wv_ingest.cli_finalize import finalize_command
@@ -17,6 +18,7 @@ from wv_ingest.cli_report import report_command
 from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.cli_verify import verify_command
 from wv_ingest.counts import stats_document
+from wv_ingest.duplicates import Conflict, DuplicateOptions
 from wv_ingest.errors import Stopped
 from wv_ingest.parts import Part
 from wv_ingest.pool import WorkerLimits
@@ -24,7 +26,7 @@ from wv_ingest.progress import Progress
 from wv_ingest.report_html import REPORT_FILE, add_report
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
-from wv_ingest.summary import print_dry_run, print_part, print_stats, print_summary
+from wv_ingest.summary import print_conflicts, print_dry_run, print_part, print_stats, print_summary
 from wv_shards import Dataset
 
 
@@ -116,6 +118,7 @@ def main() -> None:
     show_default=True,
     help="A shard's size in MB, at most, about. Small sets are cut finer, to give all workers work.",
 )
+@duplicate_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the order in the shards.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each core.")
 @click.option(
@@ -190,6 +193,8 @@ def build_shards(
     max_memory_mb: int,
     no_report: bool,
     dry_run: bool,
+    conflict: str,
+    near_distance: int | None,
 ) -> None:
     """Check, resize and pack the images of SOURCE into shards in OUT.
 
@@ -233,6 +238,7 @@ def build_shards(
             limits=WorkerLimits(max_cpu_s=max_cpu_s, max_memory_mb=max_memory_mb),
             seed=seed,
             shard_mb=shard_mb,
+            duplicates=DuplicateOptions(conflict=Conflict(conflict), near_distance=near_distance),
             max_reject_fraction=max_reject_fraction,
             part=None if part is None else Part.parse(part),
             unlisted=not no_unlisted,
@@ -251,6 +257,7 @@ def build_shards(
                 else:
                     result = build(source, out, options, progress)
                     print_summary(result, out)
+                    print_conflicts(out, result.manifest)
                     if not no_report and not (result.complete_before and (out / REPORT_FILE).exists()):
                         add_report(out, progress)
         except Stopped as stopped:
@@ -280,6 +287,7 @@ def stats(shards: Path, *, as_json: bool) -> None:
 
 main.add_command(sample_data_command, "sample-data")
 main.add_command(exclude_command)
+main.add_command(duplicates_command)
 main.add_command(verify_command)
 main.add_command(append_command)
 main.add_command(merge_command)

@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.errors import IngestError
-from wv_shards import SAMPLES_FILE, CorruptDataError, Manifest, NotADatasetError, Overlay
+from wv_shards import EXCLUDE_ASKED, SAMPLES_FILE, CorruptDataError, Manifest, NotADatasetError, Overlay
 
 EXCLUDE = "exclude"
 """Name and kind of the data set's own overlay of samples that are not to be shown."""
-BY_KEY = np.uint8(2)
-"""Bit 1 of a row: excluded by its key. (Bit 0: a duplicate. Readers ask only whether a row is 0.)"""
+_ASKED = np.uint8(EXCLUDE_ASKED)
 _NAMED = 5
 """Unknown keys that a message names."""
 
@@ -66,10 +65,10 @@ def exclude_keys(
     except NotADatasetError:
         rows, info = np.zeros(manifest.samples, dtype=np.uint8), {}
     before = int(np.count_nonzero(rows))
-    has = (rows[ordinals] & BY_KEY) != 0
+    has = (rows[ordinals] & _ASKED) != 0
     changed = ordinals[has if undo else ~has]
     if len(changed):
-        rows[changed] ^= BY_KEY
+        rows[changed] ^= _ASKED
         Overlay(kind=EXCLUDE, array=rows, manifest_digest=manifest.digest, info=info).save(directory / EXCLUDE)
     return Exclusion(
         keys=len(wanted),

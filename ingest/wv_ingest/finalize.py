@@ -1,7 +1,7 @@
 """Puts a data set together from finished shards: index, tables, tars in their place, and last the manifest.
 
-It streams shard by shard, so memory does not grow with the samples, only with the rejects. Every row of the
-source is accounted for here, or nothing is finished.
+It streams shard by shard, so memory does not grow with the samples, only with the rejects; the search for duplicates
+alone takes some 100 bytes a sample. Every row of the source is accounted for here, or nothing is finished.
 """
 
 import os
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from wv_ingest.build_state import REPEATED_FILE, BuildState, filtered_rows, remove_build_dir
 from wv_ingest.check import Reason
+from wv_ingest.duplicates import DuplicateOptions
+from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.outcomes import packed, read_outcomes, read_summary, records_of, rejected
 from wv_ingest.pack import outcomes_path
 from wv_ingest.progress import Progress
@@ -137,6 +139,7 @@ def finalize(out: Path, build_dir: Path, state: BuildState, progress: Progress) 
         options=state.identity.options,
         codecs=state.identity.codecs,
     )
+    manifest = mark_duplicates(build_dir, manifest, DuplicateOptions.of(manifest.options), progress)
     _move(build_dir, out, tables.shards)
     write_timm_info(out, manifest)
     manifest.save(out)
@@ -216,7 +219,7 @@ def _write_table(path: Path, parts: Iterator[pa.Table]) -> int:
 def _move(build_dir: Path, out: Path, infos: Sequence[ShardInfo]) -> None:
     """Give everything its place. Repeated after a kill, it moves what has not been moved yet."""
     names = [f"{info.name}{suffix}" for info in infos for suffix in (".idx", ".tar")]
-    for name in [*names, INDEX_FILE, SAMPLES_FILE, REJECTS_FILE]:
+    for name in [*names, INDEX_FILE, SAMPLES_FILE, REJECTS_FILE, *MARK_FILES]:
         if (build_dir / name).exists():
             os.replace(build_dir / name, out / name)
     fsync_directory(out)

@@ -1,11 +1,10 @@
 """The parts of a report that show pictures: groups of duplicates, and samples of some classes."""
 
-import base64
 from collections.abc import Mapping
 
 from wv_ingest.report_copies import Copy, CopyGroup, Duplicates
 from wv_ingest.report_data import ReportData
-from wv_ingest.report_parts import count, foreign, mono, note, plain, short, table
+from wv_ingest.report_parts import count, foreign, mono, note, picture, plain, short, table
 
 
 def duplicates(data: ReportData, pictures: Mapping[int, bytes]) -> str:
@@ -80,12 +79,6 @@ def _class_name(data: ReportData, ordinal: int) -> str:
 
 
 def _picture(data: ReportData, ordinal: int, pictures: Mapping[int, bytes], *, css: str = "", text: str = "") -> str:
-    """One sample: its picture, or that there is none, and `text` (HTML). Key and path show under the pointer."""
+    """One sample, and `text` (HTML) below it; key and path show under the pointer."""
     key, path = data.names[ordinal]
-    image = pictures.get(ordinal)
-    if image is None:
-        shown = '<div class="gone">can\'t be shown</div>'
-    else:
-        source = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
-        shown = f'<img src="{source}" alt="{plain(key)}" title="{plain(key)}: {plain(path)}">'
-    return f'<div class="pic{css}">{shown}{text}</div>'
+    return picture(pictures.get(ordinal), key, f"{key}: {path}", text=text, css=css)

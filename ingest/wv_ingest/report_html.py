@@ -10,14 +10,20 @@ from pathlib import Path
 from wv_ingest.progress import Progress
 from wv_ingest.report_data import gather
 from wv_ingest.report_page import render
-from wv_ingest.report_pictures import thumbnails
+from wv_ingest.report_pictures import rejected_thumbnails, thumbnails
 from wv_shards import Dataset, write_atomic
 
 REPORT_FILE = "report.html"
 
 
-def write_report(shards: Path, out: Path, progress: Progress) -> None:
+def write_report(shards: Path, out: Path, progress: Progress, source: Path | None = None) -> None:
     """Write the page about the data set in `shards` to `out`, whole or not at all.
+
+    Args:
+        shards: the data set.
+        out: the page.
+        progress: told what is being done.
+        source: what the data set was built from, to show rejected files too.
 
     Raises:
         ShardsError: no finished data set, a table that is missing or can't be read.
@@ -27,7 +33,11 @@ def write_report(shards: Path, out: Path, progress: Progress) -> None:
         progress.note("counting for the report")
         data = gather(dataset)
         progress.note(f"drawing the report, {len(data.names)} pictures")
-        page = render(data, thumbnails(dataset, data.names))
+        rejected = {}
+        if source is not None:
+            paths = [example.path for known in data.rejects.values() for example in known.examples]
+            rejected = rejected_thumbnails(source, paths)
+        page = render(data, thumbnails(dataset, data.names), rejected)
     write_atomic(out, page.encode())
 
 

@@ -39,15 +39,21 @@ _NAMES_LISTED = 100
 _PIXELS = "pixels"
 
 
-def render(data: ReportData, pictures: Mapping[int, bytes]) -> str:
-    """The page. `pictures` are small JPEGs by ordinal; a sample without one is named all the same."""
+def render(data: ReportData, pictures: Mapping[int, bytes], rejected: Mapping[str, bytes]) -> str:
+    """The page, as HTML.
+
+    Args:
+        data: the facts.
+        pictures: small JPEGs of samples, by ordinal; a sample without one is named all the same.
+        rejected: small JPEGs of files that were not packed, by path; they need not have any.
+    """
     stats = data.stats
     title = f"{stats['split']}: {count(stats['samples'])} images in {count(len(stats['classes']))} classes"
     sections = (
         ("account", "Does it add up?", _account(stats)),
         ("classes", "Classes", _classes(stats)),
         ("bands", "Bands", _bands(stats)),
-        ("rejects", "Rejected rows", rejects(stats, data.rejects)),
+        ("rejects", "Rejected rows", rejects(stats, data.rejects, rejected)),
         ("sizes", "Sizes", _sizes(data)),
         ("sources", "Sources", _sources(stats)),
         ("metadata", "Metadata", _metadata(stats, data.metadata)),

@@ -1,5 +1,6 @@
 """Small pieces of a report's page: safe text, numbers, tables, tiles. They make every foreign text safe."""
 
+import base64
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -56,6 +57,16 @@ def share(part: int, whole: int) -> str:
 def bar(part: int, whole: int) -> str:
     """A short bar of a share."""
     return f'<span class="bar minor"><i style="width:{100 * part / whole if whole else 0:.1f}%"></i></span>'
+
+
+def picture(image: bytes | None, name: str, about: str, *, text: str = "", css: str = "") -> str:
+    """A small JPEG, or that there is none; `about` shows under the pointer, `text` (HTML) below the picture."""
+    if image is None:
+        shown = '<div class="gone">can\'t be shown</div>'
+    else:
+        data = base64.b64encode(image).decode()
+        shown = f'<img src="data:image/jpeg;base64,{data}" alt="{plain(name)}" title="{plain(about)}">'
+    return f'<div class="pic{css}">{shown}{text}</div>'
 
 
 def tiles(values: Iterable[tuple[str, str]]) -> str:

@@ -5,9 +5,11 @@ from typing import Any
 
 from wv_ingest.check import Reason
 from wv_ingest.report_examples import RejectExamples
-from wv_ingest.report_parts import bar, count, foreign, mono, note, plain, share, short, table
+from wv_ingest.report_parts import bar, count, foreign, mono, note, picture, plain, share, short, table
 
 _WORST_CLASSES = 15
+_PICTURES = 3
+"""Of a reason: a row."""
 
 _MEANING = {
     Reason.REPEATED_ROW: "the same path stands in the source before; the first row counts",
@@ -30,7 +32,7 @@ _MEANING = {
 }
 
 
-def rejects(stats: dict[str, Any], examples: Mapping[str, RejectExamples]) -> str:
+def rejects(stats: dict[str, Any], examples: Mapping[str, RejectExamples], pictures: Mapping[str, bytes]) -> str:
     """A card of each reason, the most frequent first, and a table of classes."""
     if not stats["rejects"]:
         return note("Every row of the source was packed.")
@@ -47,7 +49,9 @@ def rejects(stats: dict[str, Any], examples: Mapping[str, RejectExamples]) -> st
         of_rows = f'<span class="soft">{share(number, stats["rows"])} of the rows</span>'
         head = f"<h3>{plain(reason)}: {count(number)} {of_rows}</h3>"
         body = [f'<div class="soft">{plain(_MEANING.get(reason, ""))}</div>']
-        body += [f"<div>{codes}{more}</div>"] if codes else []
+        body += [f'<div class="codes">{codes}{more}</div>'] if codes else []
+        shown = [picture(pictures[e.path], e.path, e.path) for e in known.examples if e.path in pictures]
+        body += [f'<div class="row">{"".join(shown[:_PICTURES])}</div>'] if shown else []
         body += [f'<ul class="lines">{"".join(lines)}</ul>'] if lines else []
         cards.append(f'<div class="box">{head}{"".join(body)}</div>')
     return f'<div class="grid">{"".join(cards)}</div><br>{_worst_classes(stats)}'

@@ -65,6 +65,7 @@ g:hover > .hit { fill: var(--line); fill-opacity: 0.55 }
 .key span { align-items: center; display: inline-flex; gap: 6px }
 .key svg { height: 10px; width: 20px }
 summary { cursor: pointer; font-weight: 600; margin: 12px 0 8px }
+.codes { font-size: 12.5px; margin-bottom: 6px }
 .lines { font-size: 12.5px; list-style: none; margin: 6px 0 0; padding: 0 }
 .lines li { border-top: 1px solid var(--line); padding: 3px 0 }
 .row { display: flex; flex-wrap: wrap; gap: 10px }

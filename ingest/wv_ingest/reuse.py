@@ -13,14 +13,15 @@ import pyarrow as pa
 from wv_ingest.build import BuildOptions
 from wv_ingest.build_state import APPENDED, MERGED, Identity, difference
 from wv_ingest.check import CheckOptions, codecs
+from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildMismatchError, SourceError
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
 from wv_ingest.sources import Source, SourceOptions, read_source
 from wv_shards import Manifest
 
-_OF_THE_SOURCE = ("source_rows", "classes", APPENDED, MERGED)
-"""Options that say which rows there were, not what was made of them."""
+_OF_THE_SOURCE = ("source_rows", "classes", APPENDED, MERGED, *DuplicateOptions().deciding())
+"""Options that say which rows there were, or which samples are shown, not what was packed."""
 
 
 def options_of(directory: Path, manifest: Manifest, **given: Any) -> BuildOptions:
@@ -58,6 +59,7 @@ def options_of(directory: Path, manifest: Manifest, **given: Any) -> BuildOption
             limits=WorkerLimits(max_cpu_s=said["max_cpu_s"], max_memory_mb=said["max_memory_mb"]),
             seed=manifest.seed,
             shard_mb=said["shard_mb"],
+            duplicates=DuplicateOptions.of(said),
             **given,
         )
     except KeyError as error:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -11,9 +13,12 @@ from rich.table import Table
 
 from wv_ingest.build import BuildOptions, BuildResult, DryRun, PartResult
 from wv_ingest.counts import class_figures
-from wv_shards import band_range
+from wv_ingest.duplicates import Conflict
+from wv_ingest.mark_duplicates import Marked
+from wv_shards import DUPLICATES_FILE, Dataset, DuplicatesInfo, Manifest, band_range
 
 _CLASSES_SHOWN = 20
+_CONFLICTS_SHOWN = 20
 
 
 def _two_columns(title: str) -> Table:
@@ -65,6 +70,8 @@ def print_summary(result: BuildResult, out: Path) -> None:
     _add_class_figures(table, [c.samples for c in manifest.classes])
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("bytes", decimal(sum(shard.bytes for shard in manifest.shards)))
+    if manifest.duplicates is not None:
+        _add_duplicates(table, manifest.samples, manifest.duplicates)
     if not result.complete_before:
         if result.packed_rows < manifest.rows - manifest.rejects.get("filtered", 0):
             table.add_row("rows done in this run", f"{result.packed_rows:,}")
@@ -87,6 +94,44 @@ def print_part(result: PartResult, out: Path) -> None:
     table.add_row("seconds", f"{result.seconds:,.1f}")
     Console().print(table)
     print("when all parts are complete: wv-ingest finalize OUT PART_DIR…")
+
+
+def _add_duplicates(table: Table, samples: int, found: DuplicatesInfo) -> None:
+    """Copies by kind, and images before and after they are left out."""
+    table.add_row("copies within a class: same file / same picture", f"{found.exact:,} / {found.near:,}")
+    table.add_row(f"images also in another class (--conflict {found.conflict})", f"{found.conflicts:,}")
+    table.add_row("images packed / without duplicates", f"{samples:,} / {samples - found.excluded:,}")
+    if found.skipped:
+        table.add_row("comparisons left out among very many lookalikes", f"{found.skipped:,}")
+
+
+def print_conflicts(directory: Path, manifest: Manifest) -> None:
+    """With `--conflict report`: some of the images whose picture stands in another class, a line each."""
+    found = manifest.duplicates
+    if found is None or found.conflict != Conflict.REPORT or not found.conflicts:
+        return
+    table = pq.read_table(directory / DUPLICATES_FILE, filters=[("same_class", "==", False)])
+    both = np.sort(np.stack([table.column("ordinal").to_numpy(), table.column("first").to_numpy()], axis=1), axis=1)
+    pairs = np.unique(both, axis=0)  # two samples may name one another
+    shown = pairs[:_CONFLICTS_SHOWN]
+    with Dataset.open(directory) as dataset:
+        keys = dataset.keys(shown.ravel().tolist())
+        names = [manifest.classes[label].name for label in dataset.index["label"][shown.ravel()].tolist()]
+    for at in range(0, len(keys), 2):
+        print(f"{keys[at]} ({names[at]}) and {keys[at + 1]} ({names[at + 1]}) show the same")
+    if len(pairs) > len(shown):
+        print(f"… and {len(pairs) - len(shown):,} more: {directory / DUPLICATES_FILE}, where same_class is false")
+
+
+def print_marked(directory: Path, marked: Marked) -> None:
+    """What `duplicates` found, and how many images were shown before and are now."""
+    manifest = marked.manifest
+    table = _two_columns(str(directory))
+    assert manifest.duplicates is not None
+    _add_duplicates(table, manifest.samples, manifest.duplicates)
+    table.add_row("images shown before / now", f"{marked.shown_before:,} / {marked.shown_now:,}")
+    Console().print(table)
+    print_conflicts(directory, manifest)
 
 
 def print_dry_run(plan: DryRun, options: BuildOptions) -> None:

@@ -24,6 +24,7 @@ from wv_shards.manifest import (
     PART_FILE,
     UNFINISHED,
     ClassInfo,
+    DuplicatesInfo,
     EarlierInfo,
     Manifest,
     OriginInfo,
@@ -32,7 +33,7 @@ from wv_shards.manifest import (
     band_of,
     band_range,
 )
-from wv_shards.overlay import Overlay
+from wv_shards.overlay import EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay
 from wv_shards.reader import Dataset
 from wv_shards.tables import (
     DUPLICATES_FILE,
@@ -52,6 +53,8 @@ __all__ = [
     "BUILD_DIR",
     "DUPLICATES_FILE",
     "DUPLICATES_SCHEMA",
+    "EXCLUDE_ASKED",
+    "EXCLUDE_DUPLICATE",
     "FLAG_BAD",
     "FORMAT_VERSION",
     "INDEX_DTYPE",
@@ -70,6 +73,7 @@ __all__ = [
     "ClassInfo",
     "CorruptDataError",
     "Dataset",
+    "DuplicatesInfo",
     "EarlierInfo",
     "FinishedShard",
     "FormatVersionError",

@@ -98,6 +98,26 @@ class UnlistedInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DuplicatesInfo:
+    """Pictures that are there more than once, by the rule that made the exclude overlay. Counts are of samples."""
+
+    conflict: str
+    """`keep`, `drop` or `report`: what became of pictures that stand in several classes."""
+    near_distance: int | None
+    """Bits of the perceptual hash in which copies within a class may differ; None: only equal files are copies."""
+    exact: int
+    """Copies within a class, of the same file as the one that is kept."""
+    near: int
+    """Other copies within a class."""
+    conflicts: int
+    """Of the rest, those whose picture stands in another class too."""
+    excluded: int
+    """Not to be shown for one of these reasons."""
+    skipped: int
+    """Comparisons that were left out in crowds of lookalikes; 0: the search was complete."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierInfo:
     """What the data set was before samples were appended. Its samples are the first of today's, ordinal by ordinal."""
 
@@ -126,6 +146,8 @@ class Manifest:
     """None: not looked for."""
     metadata_gaps: dict[str, int] = field(default_factory=dict)
     """Samples without a record of metadata where the source has such, by reason."""
+    duplicates: DuplicatesInfo | None = None
+    """None: not looked for."""
     index_checksum: str
     """xxh3_128 of index.npy."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -209,6 +231,8 @@ class Manifest:
             document["sources"] = {name: _parse(OriginInfo, f"sources.{name}", s) for name, s in sources.items()}
             if unlisted := document.get("unlisted"):
                 document["unlisted"] = UnlistedInfo(files=unlisted["files"], first=tuple(unlisted["first"]))
+            if duplicates := document.get("duplicates"):
+                document["duplicates"] = _parse(DuplicatesInfo, "duplicates", duplicates)
             document["earlier"] = _parse_all(EarlierInfo, "earlier", document.get("earlier", []))
             manifest = _parse(cls, "manifest", document)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

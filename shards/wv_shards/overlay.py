@@ -20,6 +20,8 @@ from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetEr
 from wv_shards.manifest import Manifest
 
 OVERLAY_VERSION = 1
+EXCLUDE_DUPLICATE, EXCLUDE_ASKED = 1, 2
+"""Bits of a data set's own `exclude` overlay: why a sample is not shown. A copy of another; asked for by its key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,8 @@
 """The report of shards: one safe file whose numbers are the manifest's, whatever the data set holds."""
 
+import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from wv_ingest.build import BuildResult
 from wv_ingest.cli import main
@@ -399,3 +402,28 @@ def test_a_share_is_never_rounded_to_nothing_or_all(part: int, whole: int, text:
 def test_plain_text_keeps_what_can_be_read() -> None:
     assert plain("Tüte שלום <&\"'>") == "Tüte שלום &lt;&amp;&quot;&#x27;&gt;"
     assert plain("a\tb\u202ec\ud800\x85") == "a\\tb\\u202ec\\ud800\\x85"
+
+
+def test_rejected_files_are_shown_where_the_source_is_given(tmp_path: Path, encode: Draw, build_small: Build) -> None:
+    """Half a picture is one; pipes, bombs, what is gone since and what is no image have none and stop nothing."""
+    folder = tmp_path / "raw" / "c"
+    folder.mkdir(parents=True)
+    whole = encode(1, 200, 200)
+    for name, data in {"whole": whole, "half": whole[: len(whole) // 2], "text": b"no image", "gone": b""}.items():
+        (folder / f"{name}.jpg").write_bytes(data)
+    small = io.BytesIO()
+    Image.new("1", (20_001, 20_001)).save(small, "PNG")
+    (folder / "bomb.png").write_bytes(small.getvalue())
+    build_small(tmp_path / "raw", tmp_path / "out", max_reject_fraction=1.0)
+    (folder / "gone.jpg").unlink()
+    (folder / "text.jpg").unlink()
+    os.mkfifo(folder / "text.jpg")
+    assert pictures(report_of(tmp_path / "out", tmp_path)) == 1
+    result = invoke("report", tmp_path / "out", "-o", tmp_path / "page.html", "--source", tmp_path / "raw")
+    assert result.exit_code == 0
+    page = Page((tmp_path / "page.html").read_text())
+    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    [key] = pq.read_table(tmp_path / "out" / SAMPLES_FILE).column("key").to_pylist()
+    assert sorted(alts) == ["c/half.jpg", key]
+    missing = invoke("report", tmp_path / "out", "--source", tmp_path / "nowhere")
+    assert (missing.exit_code, missing.output.count("\n")) == (1, 1)
