@@ -156,7 +156,10 @@ def test_what_is_missing_or_no_part_is_named(
     shutil.copytree(three[2], tmp_path / "begun")
     (tmp_path / "begun" / BUILD_DIR / "part.json").unlink()
     for folders, message in (
-        (three[1:2], "parts 1 and 3 of 3 are missing; build what is missing with `wv-ingest build-shards … --part 1/3`"),
+        (
+            three[1:2],
+            "parts 1 and 3 of 3 are missing; build what is missing with `wv-ingest build-shards … --part 1/3",
+        ),
         ([tmp_path / "of-five"], "parts 1, 2, 3 and 4 of 5 are missing"),
         (three[:2], "part 3 of 3 is missing"),
         ([*three, tmp_path / "again"], "part 1/3 is there twice"),
