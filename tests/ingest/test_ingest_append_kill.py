@@ -8,13 +8,16 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from wv_ingest.append import AppendOptions, append, finish_swap
 from wv_ingest.build import BuildResult
 from wv_ingest.errors import BuildMismatchError
+from wv_ingest.exclude import exclude_keys
 from wv_ingest.progress import Progress
-from wv_shards import APPEND_DIR, Dataset, Manifest, OutputExistsError, UnfinishedBuildError, verify
+from wv_shards import APPEND_DIR, Dataset, Manifest, OutputExistsError, Overlay, UnfinishedBuildError, verify
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 Draw = Callable[..., bytes]
@@ -180,6 +183,24 @@ def test_the_exchange_needs_no_source_and_only_append_finishes_it(
         build_small(webvision, shards)
     grow(shards, webvision)  # finishes the first append; then finds nothing new in the smaller source
     assert folder_bytes(shards) == folder_bytes(grown)
+
+
+def test_what_is_excluded_before_the_exchange_stays_excluded(
+    shards: Path, grown_raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A take-down in the old data set, while the new one lies prepared beside it."""
+    keys = pq.read_table(shards / "samples.parquet", columns=["key"]).column("key").to_pylist()
+    exclude_keys(shards, keys[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr("wv_ingest.append.finish_swap", kill)
+        with pytest.raises(Killed):
+            grow(shards, grown_raw)
+    exclude_keys(shards, keys[:1], undo=True)
+    exclude_keys(shards, keys[7:8])
+    before = Overlay.load(shards / "exclude", manifest_digest=Manifest.load(shards).digest).array
+    grow(shards, grown_raw)
+    after = Overlay.load(shards / "exclude", manifest_digest=Manifest.load(shards).digest).array
+    assert np.flatnonzero(before & 2).tolist() == np.flatnonzero(after & 2).tolist() == [1, 7]
 
 
 def test_an_unfinished_append_of_something_else_is_refused_and_kept(
