@@ -219,8 +219,7 @@ def _plan(
     order = order_rows(growth.source, options.seed, bands)
     found = look_up(source, append_dir, pool, progress, unlisted=options.unlisted)
     lookup = Lookup(places=None if found.places is None else found.places[growth.chosen], unlisted=found.unlisted)
-    taken = {shard.name for shard in before.shards}
-    shards, bytes_per_row = cut(growth.source, order, lookup, options, pool, taken)
+    shards, bytes_per_row = cut(growth.source, order, lookup, options, pool, before.shards)
     return save_state(append_dir, identity, None, growth.source, order, shards, bytes_per_row, lookup)
 
 
