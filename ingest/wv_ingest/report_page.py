@@ -135,18 +135,23 @@ def _classes(stats: dict[str, Any]) -> str:
     chart = class_curve("Images a class", [short(c["name"]) for c in classes], series)
     figures = [(label, class_figures(counts.tolist())) for label, _, counts in series]
     measures = (
-        ("smallest, without empty ones", "min"),
-        ("median, without empty ones", "median"),
+        ("smallest, not empty", "min"),
+        ("median, not empty", "median"),
         ("largest", "max"),
         ("largest ÷ smallest", "imbalance"),
         ("classes without images", "without"),
     )
     cells = [
-        [name, *("–" if values[key] is None else f"{values[key]:,.4g}" for _, values in figures)]
+        [name, *("–" if values[key] is None else _figure(values[key]) for _, values in figures)]
         for name, key in measures
     ]
     known = table(["images a class", "rows", "packed", "shown"][: len(series) + 1], cells)
     return f'<div class="chart">{chart}<div>{known}{_without(classes)}</div></div>{_class_table(stats)}'
+
+
+def _figure(value: float) -> str:
+    """A count, or a number with one digit behind the point."""
+    return count(value) if value == int(value) else f"{value:,.1f}"
 
 
 def _without(classes: list[dict[str, Any]]) -> str:

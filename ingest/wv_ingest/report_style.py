@@ -30,8 +30,8 @@ bdi { unicode-bidi: isolate }
 .box { background: var(--card); border: 1px solid var(--line); border-radius: 10px; min-width: 0; padding: 13px 15px }
 .grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)) }
 .chart { display: grid; gap: 14px; grid-template-columns: minmax(0, 1.7fr) minmax(0, 1fr) }
-.tiles { display: grid; gap: 11px; grid-template-columns: repeat(auto-fill, minmax(142px, 1fr)); margin: 16px 0 }
-.tiles b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; line-height: 1.3 }
+.tiles { display: grid; gap: 11px; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); margin: 16px 0 }
+.tiles b { display: block; font-size: 20px; font-variant-numeric: tabular-nums; line-height: 1.3 }
 .tiles span { color: var(--soft); font-size: 12.5px }
 .pairs { display: grid; font-size: 13px; gap: 2px 16px; grid-template-columns: max-content minmax(0, 1fr); margin: 0 }
 .pairs dt { color: var(--soft) }
@@ -71,20 +71,21 @@ summary { cursor: pointer; font-weight: 600; margin: 12px 0 8px }
 .row { display: flex; flex-wrap: wrap; gap: 10px }
 .pic { font-size: 11.5px; line-height: 1.35; margin: 0; overflow-wrap: anywhere; width: 103px }
 .pic img, .pic .gone { background: var(--back); border-radius: 6px; display: block; height: 103px; width: 103px }
+.pic img, .pic .gone { margin-bottom: 4px }
 .pic img { object-fit: contain }
 .pic .gone { color: var(--soft); display: grid; place-items: center }
 .pic.first img { outline: 2px solid var(--one); outline-offset: -1px }
 .keys { max-height: 3em; overflow: hidden }
 .keys .mono { font-size: 10.5px }
-.stack { display: grid; gap: 14px }
+.stack { align-items: flex-start; display: flex; flex-wrap: wrap; gap: 14px }
 @media (max-width: 900px) { .chart { grid-template-columns: minmax(0, 1fr) } }
 @media (max-width: 640px) {
   body { padding: 18px 12px 36px }
   .curve text { font-size: 19px }
   td, th { padding: 4px 6px }
   .minor { display: none }
-  .pic, .pic img, .pic .gone { width: 98px }
-  .pic img, .pic .gone { height: 98px }
+  .pic, .pic img, .pic .gone { margin-bottom: 4px; width: 98px }
+  .pic img, .pic .gone { margin-bottom: 4px; height: 98px }
 }
 @media print {
   html { font-size: 12px }
@@ -96,20 +97,16 @@ summary { cursor: pointer; font-weight: 600; margin: 12px 0 8px }
 
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sorts")) {
-  const body = table.tBodies[0];
-  table.tHead.addEventListener("click", ({ target }) => {
-    const way = target.dataset.way === "-1" ? 1 : -1, at = target.cellIndex;
-    for (const cell of target.parentNode.cells) delete cell.dataset.way;
-    target.dataset.way = way;
-    const text = row => row.cells[at].textContent.trim();
-    const number = row => parseFloat(text(row).replaceAll(",", ""));
-    const order = (a, b) => {
-      const x = number(a), y = number(b);
-      return isNaN(x) && isNaN(y) ? text(a).localeCompare(text(b)) : isNaN(x) ? -1 : isNaN(y) ? 1 : x - y;
-    };
-    const names = target.classList.contains("t");
-    const byName = (a, b) => text(a).localeCompare(text(b), undefined, { numeric: true });
-    body.append(...[...body.rows].sort((a, b) => way * (names ? byName : order)(a, b)));
+  const body = table.tBodies[0], byName = new Intl.Collator(undefined, { numeric: true }).compare;
+  table.tHead.addEventListener("click", event => {
+    const head = event.target.closest("th"), names = head.classList.contains("t"), first = names ? 1 : -1;
+    const way = Number(head.dataset.way) === first ? -first : first;
+    for (const cell of head.parentNode.cells) delete cell.dataset.way;
+    head.dataset.way = way;
+    const value = text => names ? text : parseFloat(text.replaceAll(",", "")) || (text === "0" ? 0 : -1);
+    const rows = [...body.rows].map(row => [value(row.cells[head.cellIndex].textContent), row]);
+    rows.sort(([a], [b]) => way * (names ? byName(a, b) : a - b));
+    body.append(...rows.map(([, row]) => row));
   });
 }
 """

@@ -29,7 +29,7 @@ def tree(webvision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "flickr" / "q0007").mkdir()
     lines = ["google/q0001/gone.jpg 1", "google/q0001/img0000.jpg 0", "google/q0001/img0002.jpg 4"]
     with open(root / "info" / "train_filelist_google.txt", "a") as file:
-        file.write("".join(f"{line}\n" for line in [*lines, "loose.jpg 1", "lost.jpg 4"]))
+        file.write("".join(f"{line}\n" for line in [*lines, "loose.jpg 1", "lost.jpg 4", "google/flat.jpg 4"]))
     with open(root / "info" / "train_filelist_flickr.txt", "a") as file:
         for i in range(3):
             (root / "flickr" / "q0007" / f"{i}.jpg").write_bytes(b"no image")
