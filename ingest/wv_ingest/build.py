@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -49,7 +49,7 @@ from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.ray_pool import AnyPool, RayOptions, RayPool
 from wv_ingest.sources import Source, SourceOptions, read_source
-from wv_shards import BUILD_DIR, PART_FILE, Manifest, OutputExistsError, temporary_files
+from wv_shards import BUILD_DIR, PART_FILE, Manifest, OutputExistsError, ShardInfo, temporary_files
 
 DEFAULT_REJECT_FRACTION = 0.1
 _TRIAL_CHUNK = 8
@@ -303,9 +303,9 @@ def cut(
     lookup: Lookup,
     options: BuildOptions,
     pool: AnyPool,
-    taken: Collection[str] = (),
+    before: Sequence[ShardInfo] = (),
 ) -> tuple[list[PlannedShard], int]:
-    """Shards and the mean bytes of a row, learnt by packing some rows in trial."""
+    """Shards and the mean bytes of a row, learnt by packing some rows in trial; `before` as in `cut_shards`."""
     paths = source.rows.column("path").take(order.trial).to_pylist()
     found = [(-1, 0, 0)] * len(paths) if lookup.places is None else lookup.places[order.trial].tolist()
     places = [None if place[0] < 0 else place for place in found]
@@ -315,7 +315,7 @@ def cut(
     ]
     weights = [weight for weights in pool.run(jobs) for weight in weights]
     bytes_per_row = max(1, sum(weights) // max(1, len(weights)))
-    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000, taken), bytes_per_row
+    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000, before), bytes_per_row
 
 
 def _own(state: BuildState, options: BuildOptions) -> list[PlannedShard]:
