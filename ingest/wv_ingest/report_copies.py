@@ -100,4 +100,8 @@ def _copy_groups(dataset: Dataset, chosen: dict[int, int]) -> tuple[CopyGroup, .
             group.append(Copy(**row))
             group.sort(key=lambda copy: (copy.same_class, copy.ordinal))
             del group[COPIES:]
-    return tuple(CopyGroup(first=first, copies=tuple(copies[first]), size=size) for first, size in chosen.items())
+    groups: dict[frozenset[int], CopyGroup] = {}  # two samples of different classes may each be a copy of the other
+    for first, size in chosen.items():
+        members = frozenset([first, *(copy.ordinal for copy in copies[first])])
+        groups.setdefault(members, CopyGroup(first=first, copies=tuple(copies[first]), size=size))
+    return tuple(groups.values())

@@ -64,7 +64,11 @@ def _group(data: ReportData, group: CopyGroup, pictures: Mapping[int, bytes]) ->
 
 def _about(data: ReportData, copy: Copy) -> str:
     """What a copy's picture has under it."""
-    kind = "exact" if copy.kind == "exact" else f"{plain(copy.kind)}, {copy.distance} bits apart"
+    kind = (
+        "exact"
+        if copy.kind == "exact"
+        else f"{plain(copy.kind)}, {copy.distance} {'bit' if copy.distance == 1 else 'bits'} apart"
+    )
     label = "" if copy.same_class else f'<br><span class="no">{_class_name(data, copy.ordinal)}</span>'
     return f"{kind}{', excluded' if copy.excluded else ''}{label}{_key(data, copy.ordinal)}"
 

@@ -234,21 +234,24 @@ def test_duplicates_stand_beside_what_they_are_copies_of(tmp_path: Path, draw_da
     other = labels.index(1)
     rows = [(o, one[0], "exact", 0, True, True) for o in one[1:9]] + [(other, one[0], "near", 7, False, False)]
     rows += [(one[11], one[10], "near", 3, True, True)]
+    pair = one[20], labels.index(1, other + 1)
+    rows += [(*pair, "exact", 0, False, False), (*pair[::-1], "exact", 0, False, False)]  # shown once
     write_duplicates(shards, sorted(rows))
     page = report_of(shards, tmp_path)
     table = [row[1:] if row[0] == "all" else row for row in page.tables["duplicates"][0][1:]]
     assert table == [
         ["exact", "the same", "8", "8"],
+        ["exact", "another", "2", "0"],
         ["near", "the same", "1", "1"],
         ["near", "another", "1", "0"],
-        ["", "10", "9"],
+        ["", "12", "9"],
     ]
     text = page.texts["duplicates"]
     assert text.index(keys[one[0]]) < text.index(keys[other]) < text.index(keys[one[10]])  # the largest group first
     assert "near, 7 bits apart" in text
     assert f"near, 3 bits apart, excluded{keys[one[11]]}" in text
     assert "and 5 more" in text
-    assert pictures(page) == (1 + COPIES) + 2 + 2 * SHEET_SAMPLES
+    assert pictures(page) == (1 + COPIES) + 2 + 2 + 2 * SHEET_SAMPLES
 
 
 def test_pictures_are_bounded_and_the_largest_groups_of_every_kind_are_shown(
