@@ -132,7 +132,7 @@ class Accepted:
     kept: bool
     """The coded data is the source's own."""
     phash: int | None
-    """`phash.phash_of` the picture; None: it was not decoded."""
+    """`phash.phash_of` the picture; None: it was not decoded, or has too little structure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,19 +7,26 @@ from typing import Any
 
 import click
 
-from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, plan_only
+from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, build_part, plan_only
 from wv_ingest.check import CheckOptions, codecs
+from wv_ingest.cli_duplicates import duplicate_options, duplicates_command
 from wv_ingest.cli_errors import one_line_errors, stoppable
+from wv_ingest.cli_exclude import exclude_command
+from wv_ingest.cli_finalize import finalize_command
+from wv_ingest.cli_grow import append_command, merge_command
 from wv_ingest.cli_report import report_command
 from wv_ingest.cli_sample_data import sample_data_command
+from wv_ingest.cli_verify import verify_command
 from wv_ingest.counts import stats_document
+from wv_ingest.duplicates import Conflict, DuplicateOptions
 from wv_ingest.errors import Stopped
+from wv_ingest.parts import Part
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
 from wv_ingest.report_html import REPORT_FILE, add_report
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
-from wv_ingest.summary import print_dry_run, print_stats, print_summary, print_verified
+from wv_ingest.summary import print_conflicts, print_dry_run, print_part, print_stats, print_summary
 from wv_shards import Dataset
 
 
@@ -111,8 +118,14 @@ def main() -> None:
     show_default=True,
     help="A shard's size in MB, at most, about. Small sets are cut finer, to give all workers work.",
 )
+@duplicate_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the order in the shards.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each core.")
+@click.option(
+    "--part",
+    metavar="I/N",
+    help="Pack only the I-th of N shares of the shards, here; `wv-ingest finalize` joins the parts of all machines.",
+)
 @click.option(
     "--max-reject-fraction",
     type=click.FloatRange(0.0, 1.0),
@@ -168,6 +181,7 @@ def build_shards(
     shard_mb: int,
     seed: int,
     workers: int | None,
+    part: str | None,
     max_reject_fraction: float,
     max_bytes: int,
     max_pixels: int,
@@ -179,6 +193,8 @@ def build_shards(
     max_memory_mb: int,
     no_report: bool,
     dry_run: bool,
+    conflict: str,
+    near_distance: int | None,
 ) -> None:
     """Check, resize and pack the images of SOURCE into shards in OUT.
 
@@ -194,6 +210,7 @@ def build_shards(
       wv-ingest build-shards /data/webvision shards/mini --only google --classes 0-49
       wv-ingest build-shards photos/list.csv shards --path-column file --label-column class --size 0
       wv-ingest build-shards /data/webvision shards/train --dry-run
+      wv-ingest build-shards /data/webvision parts/03 --part 3/16
     """
     try:
         options = BuildOptions(
@@ -221,7 +238,9 @@ def build_shards(
             limits=WorkerLimits(max_cpu_s=max_cpu_s, max_memory_mb=max_memory_mb),
             seed=seed,
             shard_mb=shard_mb,
+            duplicates=DuplicateOptions(conflict=Conflict(conflict), near_distance=near_distance),
             max_reject_fraction=max_reject_fraction,
+            part=None if part is None else Part.parse(part),
             unlisted=not no_unlisted,
             **({} if workers is None else {"workers": workers}),
         )
@@ -233,30 +252,17 @@ def build_shards(
             with stoppable():
                 if dry_run:
                     print_dry_run(plan_only(source, options, progress), options)
+                elif options.part is not None:
+                    print_part(build_part(source, out, options, progress), out)
                 else:
                     result = build(source, out, options, progress)
                     print_summary(result, out)
+                    print_conflicts(out, result.manifest)
                     if not no_report and not (result.complete_before and (out / REPORT_FILE).exists()):
                         add_report(out, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on, finished shards are kept")
             sys.exit(128 + stopped.signal_number)
-
-
-@main.command()
-@click.argument("shards", type=click.Path(path_type=Path))
-@one_line_errors
-def verify(shards: Path) -> None:
-    """Read all of SHARDS back and compare it with manifest and index.
-
-    Every problem is one line; the exit code is 1 if there is any.
-
-    \b
-    Example:
-      wv-ingest verify shards/train
-    """
-    if not print_verified(shards):
-        sys.exit(1)
 
 
 @main.command()
@@ -280,6 +286,12 @@ def stats(shards: Path, *, as_json: bool) -> None:
 
 
 main.add_command(sample_data_command, "sample-data")
+main.add_command(exclude_command)
+main.add_command(duplicates_command)
+main.add_command(verify_command)
+main.add_command(append_command)
+main.add_command(merge_command)
+main.add_command(finalize_command, "finalize")
 main.add_command(report_command, "report")
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_head
 from wv_ingest.keys import key_of, text_of
 from wv_ingest.metadata import Metadata
 from wv_ingest.outcomes import OutcomeRows, ShardSummary
+from wv_ingest.phash import halves
 from wv_ingest.plan import PlannedShard
 from wv_ingest.pool import Desk, Verdict
 from wv_ingest.source_files import SourceFiles
@@ -124,10 +125,12 @@ class Packer:
                     key, origin = key_of(path), {"source": row["source"], "query": row["query"]}
                     sides = {"width": image.width, "height": image.height}
                     writer.add(key, image.data, label, {"path": text, **origin}, **sides)
+                    coarse, fine = halves(image.phash)
                     facts: dict[str, object] = {
                         "bytes": len(image.data),
                         "content_hash": checksum(data),
-                        "phash": image.phash,
+                        "phash": coarse,
+                        "phash_fine": fine,
                     }
                     if with_metadata:
                         record, gap = metadata.record(row["meta"].encode(), row["meta_row"])

@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from wv_ingest.build import BuildOptions, BuildResult, DryRun
+from wv_ingest.build import BuildOptions, BuildResult, DryRun, PartResult
 from wv_ingest.counts import class_figures
-from wv_shards import Manifest, band_range, verify
+from wv_ingest.duplicates import Conflict
+from wv_ingest.mark_duplicates import Marked
+from wv_shards import DUPLICATES_FILE, Dataset, DuplicatesInfo, Manifest, band_range
 
 _CLASSES_SHOWN = 20
+_CONFLICTS_SHOWN = 20
 
 
 def _two_columns(title: str) -> Table:
@@ -67,6 +70,8 @@ def print_summary(result: BuildResult, out: Path) -> None:
     _add_class_figures(table, [c.samples for c in manifest.classes])
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("bytes", decimal(sum(shard.bytes for shard in manifest.shards)))
+    if manifest.duplicates is not None:
+        _add_duplicates(table, manifest.samples, manifest.duplicates)
     if not result.complete_before:
         if result.packed_rows < manifest.rows - manifest.rejects.get("filtered", 0):
             table.add_row("rows done in this run", f"{result.packed_rows:,}")
@@ -75,6 +80,58 @@ def print_summary(result: BuildResult, out: Path) -> None:
         table.add_row("seconds", f"{result.seconds:,.1f}")
         table.add_row("rows a second", f"{result.packed_rows / result.seconds:,.0f}")
     Console().print(table)
+
+
+def print_part(result: PartResult, out: Path) -> None:
+    """What a part packed, and what comes next."""
+    print(f"{out}: part {result.part.number} of {result.part.parts}, complete")
+    table = _two_columns("")
+    table.add_row("rows of this part", f"{result.rows:,}")
+    _add_account(table, result.rows - sum(result.rejects.values()), result.rejects)
+    table.add_row("shards planned for this part", f"{result.shards:,}")
+    if result.packed_rows < result.rows:
+        table.add_row("rows done in this run", f"{result.packed_rows:,}")
+    table.add_row("seconds", f"{result.seconds:,.1f}")
+    Console().print(table)
+    print("when all parts are complete: wv-ingest finalize OUT PART_DIR…")
+
+
+def _add_duplicates(table: Table, samples: int, found: DuplicatesInfo) -> None:
+    """Copies by kind, and images before and after they are left out."""
+    table.add_row("copies within a class: same file / same picture", f"{found.exact:,} / {found.near:,}")
+    table.add_row(f"images also in another class (--conflict {found.conflict})", f"{found.conflicts:,}")
+    table.add_row("images packed / without duplicates", f"{samples:,} / {samples - found.excluded:,}")
+    if found.skipped:
+        table.add_row("comparisons left out among very many lookalikes", f"{found.skipped:,}")
+
+
+def print_conflicts(directory: Path, manifest: Manifest) -> None:
+    """With `--conflict report`: some of the images whose picture stands in another class, a line each."""
+    found = manifest.duplicates
+    if found is None or found.conflict != Conflict.REPORT or not found.conflicts:
+        return
+    table = pq.read_table(directory / DUPLICATES_FILE, filters=[("same_class", "==", False)])
+    both = np.sort(np.stack([table.column("ordinal").to_numpy(), table.column("first").to_numpy()], axis=1), axis=1)
+    pairs = np.unique(both, axis=0)  # two samples may name one another
+    shown = pairs[:_CONFLICTS_SHOWN]
+    with Dataset.open(directory) as dataset:
+        keys = dataset.keys(shown.ravel().tolist())
+        names = [manifest.classes[label].name for label in dataset.index["label"][shown.ravel()].tolist()]
+    for at in range(0, len(keys), 2):
+        print(f"{keys[at]} ({names[at]}) and {keys[at + 1]} ({names[at + 1]}) show the same")
+    if len(pairs) > len(shown):
+        print(f"… and {len(pairs) - len(shown):,} more: {directory / DUPLICATES_FILE}, where same_class is false")
+
+
+def print_marked(directory: Path, marked: Marked) -> None:
+    """What `duplicates` found, and how many images were shown before and are now."""
+    manifest = marked.manifest
+    table = _two_columns(str(directory))
+    assert manifest.duplicates is not None
+    _add_duplicates(table, manifest.samples, manifest.duplicates)
+    table.add_row("images shown before / now", f"{marked.shown_before:,} / {marked.shown_now:,}")
+    Console().print(table)
+    print_conflicts(directory, manifest)
 
 
 def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
@@ -94,6 +151,10 @@ def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     table.add_row("bytes a row, by trial", f"{plan.bytes_per_row:,}")
     table.add_row("bytes in all, about", decimal(rows * plan.bytes_per_row))
     table.add_row(f"shards of {options.shard_mb} MB or less", f"{len(plan.shards):,}")
+    if options.part is not None:
+        own = options.part.share(plan.shards)
+        share = f"{len(own):,} / {sum(shard.stop - shard.start for shard in own):,}"
+        table.add_row(f"part {options.part}: shards / rows", share)
     bands = Table(title="bands", title_justify="left")
     for name in ("band", "classes of", "rows", "shards"):
         bands.add_column(name, justify="right")
@@ -147,18 +208,3 @@ def _cell(name: str, value: Any) -> str:
     if name == "bytes":
         return decimal(value)
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else escape(str(value))
-
-
-def print_verified(directory: Path) -> bool:
-    """Verify the shards, print every problem on a line of its own; True if there is none."""
-    manifest = Manifest.load(directory)
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("verify", total=sum(shard.bytes for shard in manifest.shards))
-        problems = verify(directory, lambda count: bar.advance(task, count))
-    for problem in problems:
-        print(" ".join(f"{problem.path}: {problem.kind}: {problem.message}".splitlines()))
-    if not problems:
-        print(f"{directory}: {manifest.samples:,} images in {len(manifest.shards):,} shards, all as the manifest says")
-    return not problems

@@ -21,8 +21,10 @@ from wv_shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     MERGE_DIR,
+    PART_FILE,
     UNFINISHED,
     ClassInfo,
+    DuplicatesInfo,
     EarlierInfo,
     Manifest,
     OriginInfo,
@@ -31,7 +33,7 @@ from wv_shards.manifest import (
     band_of,
     band_range,
 )
-from wv_shards.overlay import Overlay
+from wv_shards.overlay import EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay
 from wv_shards.reader import Dataset
 from wv_shards.tables import (
     DUPLICATES_FILE,
@@ -43,7 +45,7 @@ from wv_shards.tables import (
     SAMPLES_SCHEMA,
 )
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info, write_timm_info
-from wv_shards.verify import Problem, ProblemKind, verify
+from wv_shards.verify import Problem, ProblemKind, dali_index, member_lines, verify
 from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporary_files
 
 __all__ = [
@@ -51,6 +53,8 @@ __all__ = [
     "BUILD_DIR",
     "DUPLICATES_FILE",
     "DUPLICATES_SCHEMA",
+    "EXCLUDE_ASKED",
+    "EXCLUDE_DUPLICATE",
     "FLAG_BAD",
     "FORMAT_VERSION",
     "INDEX_DTYPE",
@@ -59,6 +63,7 @@ __all__ = [
     "MAX_KEY_BYTES",
     "MERGE_DIR",
     "METADATA_SCHEMA",
+    "PART_FILE",
     "REJECTS_FILE",
     "REJECTS_SCHEMA",
     "SAMPLES_FILE",
@@ -68,6 +73,7 @@ __all__ = [
     "ClassInfo",
     "CorruptDataError",
     "Dataset",
+    "DuplicatesInfo",
     "EarlierInfo",
     "FinishedShard",
     "FormatVersionError",
@@ -90,9 +96,11 @@ __all__ = [
     "band_range",
     "checksum",
     "combine",
+    "dali_index",
     "file_checksum",
     "fsync_directory",
     "key_hash",
+    "member_lines",
     "open_index",
     "splitmix64",
     "temporary_files",

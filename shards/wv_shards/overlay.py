@@ -6,6 +6,7 @@ array's checksum. A pair that does not fit together is refused, so the two can't
 
 import io
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +15,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from wv_shards.atomic import write_atomic
+from wv_shards.atomic import fsync_directory, temporary_path, write_atomic
 from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, OverlayMismatchError
 from wv_shards.manifest import Manifest
 
 OVERLAY_VERSION = 1
+EXCLUDE_DUPLICATE, EXCLUDE_ASKED = 1, 2
+"""Bits of a data set's own `exclude` overlay: why a sample is not shown. A copy of another; asked for by its key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +41,7 @@ class Overlay:
     named is 0. With it the array is extended when the data set has grown."""
 
     def save(self, base: Path) -> None:
-        """Write `base`.npy, then `base`.json; each whole or not at all."""
+        """Write `base`.npy, then `base`.json; killed at any moment, a reader finds the old overlay or the new one."""
         buffer = io.BytesIO()
         np.save(buffer, self.array, allow_pickle=False)
         data = buffer.getvalue()
@@ -51,8 +54,14 @@ class Overlay:
             "info": self.info,
             **({} if self.neutral is None else {"neutral": self.neutral}),
         }
+        path = _with(base, ".json")
+        with open(temporary_path(path), "wb") as file:  # ready before the array, see `_fitting`
+            file.write((json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
         write_atomic(_with(base, ".npy"), data)
-        write_atomic(_with(base, ".json"), (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+        os.replace(temporary_path(path), path)
+        fsync_directory(path.parent)
 
     @classmethod
     def load(cls, base: Path | str, *, manifest_digest: str, kind: str | None = None) -> Self:
@@ -108,13 +117,17 @@ class Overlay:
     @classmethod
     def _read(cls, base: Path, digests: set[str], wanted: str, kind: str | None) -> Self:
         """The pair as it is on disk, if it was made for one of `digests`."""
+        path = _with(base, ".json")
         try:
-            document = json.loads(_with(base, ".json").read_bytes())
+            document = json.loads(path.read_bytes())
             data = _with(base, ".npy").read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise NotADatasetError(f"{base}: expected an overlay, {base.name}.json and {base.name}.npy") from None
         except ValueError as error:
             raise CorruptDataError(f"{base}.json: not JSON; write the overlay again") from error
+        found = xxhash.xxh3_128_hexdigest(data)
+        if document.get("checksum") != found:
+            document = _fitting(temporary_path(path), found) or document
         if document.get("overlay_version") != OVERLAY_VERSION:
             raise FormatVersionError(
                 f"{base}.json: overlay version {document.get('overlay_version')}, "
@@ -127,7 +140,7 @@ class Overlay:
             )
         if kind is not None and document["kind"] != kind:
             raise OverlayMismatchError(f"{base}: an overlay of kind {document['kind']!r}, expected {kind!r}")
-        if xxhash.xxh3_128_hexdigest(data) != document["checksum"]:
+        if found != document["checksum"]:
             raise CorruptDataError(f"{base}.npy: checksum differs from {base.name}.json; write the overlay again")
         return cls(
             kind=document["kind"],
@@ -136,6 +149,15 @@ class Overlay:
             info=document["info"],
             neutral=document.get("neutral"),
         )
+
+
+def _fitting(path: Path, checksum: str) -> dict[str, Any] | None:
+    """What a writer that was killed between its two renames has left beside the new array; None if there is no such."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) and document.get("checksum") == checksum else None
 
 
 def _without_suffix(base: Path | str) -> Path:

@@ -20,7 +20,11 @@ SAMPLES_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bytes", pa.int32()),
         ("content_hash", pa.uint64()),  # xxh3_64 of the source file
-        ("phash", pa.uint64()),  # perceptual hash of the picture; null where nothing was decoded
+        (
+            "phash",
+            pa.uint64(),
+        ),  # of the picture, the coarse half; null: not decoded, or too little structure
+        ("phash_fine", pa.uint64()),  # its fine half
     ]
 )
 

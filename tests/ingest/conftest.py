@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wv_ingest.build import BuildOptions, BuildResult, build
+from wv_ingest.build import BuildOptions, BuildResult, PartResult, build, build_part
 from wv_ingest.check import CheckOptions
 from wv_ingest.errors import BuildError
 from wv_ingest.progress import Progress
@@ -87,17 +87,19 @@ def write_list_fixture() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def build_small() -> Callable[..., BuildResult]:
-    """Build with one worker and small images, in this process."""
+def build_small() -> Callable[..., BuildResult | PartResult]:
+    """Build with one worker and small images, in this process; with `part`, only that part."""
 
-    def run(source: Path, out: Path, *, size_px: int = 16, workers: int = 1, **options: object) -> BuildResult:
+    def run(
+        source: Path, out: Path, *, size_px: int = 16, workers: int = 1, **options: object
+    ) -> BuildResult | PartResult:
         source_options = {name: options.pop(name) for name in SourceOptions.__slots__ if name in options}
         given: dict[str, object] = {"max_reject_fraction": 0.5, **options}
         chosen = BuildOptions(
             check=CheckOptions(size_px=size_px), source=SourceOptions(**source_options), workers=workers, **given
         )
         with Progress(io.StringIO()) as progress:
-            return build(source, out, chosen, progress)
+            return (build if chosen.part is None else build_part)(source, out, chosen, progress)
 
     return run
 
@@ -122,9 +124,9 @@ def start_ingest() -> Callable[..., subprocess.Popen[str]]:
 def ingest(start_ingest: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `wv-ingest` to its end."""
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        with start_ingest(*arguments, **options) as process:
-            out, err = process.communicate(timeout=120)
+    def run(*arguments: object, input_text: str | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+        with start_ingest(*arguments, stdin=subprocess.PIPE if input_text else None, **options) as process:
+            out, err = process.communicate(input_text, timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run

@@ -1,6 +1,7 @@
 """Manifest and overlay: identity, refusals, bands."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -238,3 +239,40 @@ def test_an_overlay_of_another_data_set_or_of_other_length_is_refused(small_data
     Overlay(kind="exclude", array=np.zeros(old.samples + 1), manifest_digest=old.digest).save(tmp_path / "long")
     with pytest.raises(OverlayMismatchError, match="a row per sample"):
         Overlay.load_onto(tmp_path / "long", now)
+
+
+class Killed(BaseException):
+    """Stands for a kill at a certain call."""
+
+
+@pytest.mark.parametrize("kill_at", range(3))
+def test_an_overlay_killed_while_it_is_replaced_is_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    """Array and description are two files: between their renames the new array still has its description."""
+    base, calls = tmp_path / "exclude", 0
+    old = Overlay(kind="exclude", array=np.array([1, 0, 0]), manifest_digest="d" * 32, info={"step": 1})
+    new = Overlay(kind="exclude", array=np.array([1, 1, 0]), manifest_digest="d" * 32, info={"step": 2})
+    old.save(base)
+    real = os.replace
+
+    def replace_or_die(*args: Any) -> None:
+        nonlocal calls
+        if calls == kill_at:
+            raise Killed
+        calls += 1
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_or_die)
+        if kill_at < 2:
+            with pytest.raises(Killed):
+                new.save(base)
+        else:
+            new.save(base)
+    found = Overlay.load(base, manifest_digest="d" * 32)
+    expected = old if kill_at == 0 else new
+    assert (found.array.tolist(), found.info) == (expected.array.tolist(), expected.info)
+    new.save(base)
+    assert Overlay.load(base, manifest_digest="d" * 32).info == {"step": 2}
+    assert not list(tmp_path.glob("*.tmp"))
