@@ -14,13 +14,14 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wv_ingest.build_state import (
+    SPOOL_DIR,
     BuildState,
     build_lock,
     difference,
@@ -42,7 +43,9 @@ from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
 from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.sources import Source, SourceOptions, read_source
-from wv_shards import BUILD_DIR, Manifest, temporary_files
+from wv_ingest.webdataset_tars import scanned, streams_of, tars_of_source
+from wv_ingest.webdataset_urls import TarUrl, remove_spooled
+from wv_shards import BUILD_DIR, MANIFEST_FILE, Manifest, temporary_files
 
 DEFAULT_REJECT_FRACTION = 0.1
 _TRIAL_CHUNK = 8
@@ -61,6 +64,8 @@ class BuildOptions:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     max_reject_fraction: float = DEFAULT_REJECT_FRACTION
     """The build stops as soon as more of the source's rows than this are rejected; `filtered` ones do not count."""
+    spool: Path | None = None
+    """Where streams of a WebDataset source are spooled; None: in the unfinished build's folder."""
     unlisted: bool = True
     """Look for files that no list names; it decides that field of the manifest only."""
 
@@ -76,6 +81,10 @@ class BuildOptions:
 
     def deciding(self, source: Source) -> dict[str, Any]:
         """What decides bytes besides seed, split and codecs, as the manifest's `options` has it."""
+        return self.deciding_of(source.source_format, source.streams, source.digest())
+
+    def deciding_of(self, source_format: str, streams: str | None, source_rows: str) -> dict[str, Any]:
+        """The same of a source that was not read: its format, the fingerprints of its streams and of its rows."""
         return {
             "size": self.check.size_px,
             "quality": self.check.quality,
@@ -86,9 +95,10 @@ class BuildOptions:
             "min_side": self.check.min_side_px,
             "max_cpu_s": self.limits.max_cpu_s,
             "max_memory_mb": self.limits.max_memory_mb,
-            "source_format": source.source_format,
+            "source_format": source_format,
             **self.source.deciding(),
-            "source_rows": source.digest(),
+            **({} if streams is None else {"source_streams": streams}),
+            "source_rows": source_rows,
         }
 
 
@@ -115,16 +125,17 @@ class DryRun:
     lookup: Lookup
 
 
-def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> DryRun:
-    """Plan as `build` does, a trial on some images included, and write nothing.
+def plan_only(source_path: Path | str, options: BuildOptions, progress: Progress) -> DryRun:
+    """Plan as `build` does, a trial on some images included, and write nothing (streams are spooled for the time).
 
     Raises:
         SourceError, ShardsError: as `read_source`.
         WorkerDiedError: a worker ended without an answer.
     """
-    source = _read(source_path, options, progress)
-    order = order_rows(source, options.seed)
     with tempfile.TemporaryDirectory(prefix="wv-ingest-") as scratch:
+        given = tars_of_source(source_path, options.source)
+        source = _read(source_path, given, options, progress, options.spool or Path(scratch) / SPOOL_DIR)
+        order = order_rows(source, options.seed)
         pool = WorkerPool(options.workers, _packer(source, Path(scratch), options), options.limits)
         with _closing(pool):
             lookup = look_up(source, Path(scratch), pool, progress, unlisted=options.unlisted)
@@ -132,8 +143,11 @@ def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> D
     return DryRun(source=source, order=order, shards=tuple(shards), bytes_per_row=bytes_per_row, lookup=lookup)
 
 
-def build(source_path: Path, out: Path, options: BuildOptions, progress: Progress) -> BuildResult:
+def build(source_path: Path | str, out: Path, options: BuildOptions, progress: Progress) -> BuildResult:
     """Build the shards of a source into `out`, or finish a build of the same that was stopped.
+
+    Args:
+        source_path: file or folder; a text is a list of tars as `webdataset` understands it.
 
     Raises:
         SourceError: the source is not what it should be.
@@ -146,7 +160,19 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
     """
     started = time.monotonic()
     existing(out)  # refuse before the long reading of a source
-    source = _read(source_path, options, progress)
+    given = tars_of_source(source_path, options.source)
+    spool_dir = options.spool or out / BUILD_DIR / SPOOL_DIR
+    if (streams := streams_of(given)) is not None and (out / MANIFEST_FILE).is_file():
+        rows = str(Manifest.load(out).options.get("source_rows"))  # not compared: that would mean to fetch all again
+        deciding = options.deciding_of("webdataset", streams, rows)
+        return _complete_before(out, identity_of(options.seed, options.source.split, deciding, codecs()), started)
+    try:
+        source = _read(source_path, given, options, progress, spool_dir)
+    except SourceError:
+        for folder in (spool_dir, out / BUILD_DIR, out):
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+        raise
     if source.source_format == "folders" and source.root.resolve() in (out.resolve(), *out.resolve().parents):
         raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
     deciding = options.deciding(source)
@@ -179,6 +205,7 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
                 leftover.unlink()
             raise
         manifest = finalize(out, build_dir, state, class_names, deciding, codecs(), progress)
+    remove_spooled(given, spool_dir)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
 
 
@@ -186,9 +213,14 @@ def _packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:
     return Packer(source.root.resolve(), build_dir, options.check, tuple(tar.resolve() for tar in source.tars))
 
 
-def _read(path: Path, options: BuildOptions, progress: Progress) -> Source:
+def _read(
+    path: Path | str, given: Sequence[TarUrl], options: BuildOptions, progress: Progress, spool_dir: Path
+) -> Source:
     progress.note(f"reading {path}")
-    source = read_source(path, options.source)
+    tars = None
+    if given:
+        tars = scanned(path, given, options.source, spool_dir=spool_dir, workers=options.workers, progress=progress)
+    source = read_source(path, options.source, tars)
     for text in source.warnings:
         progress.warn(text)
     without = [source.class_names[c] for c in (source.class_rows() == 0).nonzero()[0]]
@@ -238,7 +270,7 @@ def _pack(
     progress: Progress,
 ) -> int:
     """Have all shards packed that are not; returns how many rows that were."""
-    rejects = Counter({Reason.REPEATED_ROW.value: state.repeated})
+    rejects = Counter({Reason.REPEATED_ROW.value: state.repeated, **state.unlabelled})
     todo, done_rows = [], 0
     for shard in state.shards:
         summary = _finished(out, build_dir, shard)
@@ -250,7 +282,7 @@ def _pack(
     done_rejects = sum(rejects.values())
     wanted = state.rows - state.filtered
     _check_rejects(rejects, wanted, options)
-    done_rows += state.repeated
+    done_rows += state.repeated + sum(state.unlabelled.values())
     progress.start(total_rows=wanted, done_rows=done_rows, done_rejects=done_rejects, counters=pool.counters)
     # The largest first: the last ones to finish are then small. The order of work decides no byte.
     for summary in pool.run(sorted(todo, key=lambda s: s.start - s.stop), progress.tick):

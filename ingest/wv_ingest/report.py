@@ -4,6 +4,7 @@ Counts come from manifest and index; nothing is decoded.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -100,7 +101,9 @@ def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     table.add_row("rows", f"{plan.source.rows_in_all:,}")
     table.add_row("repeated rows", f"{len(plan.order.repeated):,}")
     if plan.source.left_out is not None:
-        table.add_row("filtered rows", f"{plan.source.left_out.num_rows:,}")
+        counts = Counter(plan.source.left_out.column("reason").to_pylist())
+        for reason, count in sorted(counts.items()):
+            table.add_row("filtered rows" if reason == "filtered" else f"rows rejected: {reason}", f"{count:,}")
     if plan.lookup.places is not None:
         table.add_row("rows found in tars", f"{int((plan.lookup.places['tar'] >= 0).sum()):,}")
     if plan.lookup.unlisted is not None:
