@@ -6,27 +6,28 @@
                                                         │
                        finalize: index, tables, tars moved to OUT, manifest last, OUT/.build removed
 
-All state is in OUT/.build. A build that was killed anywhere goes on from there, and the finished bytes do not
-depend on it, nor on the number of workers.
+Of a part, only its share of the shards is packed, and the last step waits for `join`. All state is in OUT/.build. A
+build that was killed anywhere goes on from there, and the finished bytes do not depend on it, nor on the number of
+workers or parts.
 """
 
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wv_ingest.build_state import (
     SPOOL_DIR,
     BuildState,
+    Identity,
     build_lock,
     difference,
     existing,
-    identity_of,
     load_state,
     remove_build_dir,
     save_state,
@@ -34,18 +35,20 @@ from wv_ingest.build_state import (
     unlock_orphans,
 )
 from wv_ingest.check import CheckOptions, Reason, codecs
+from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildError, BuildMismatchError, NothingReadableError, SourceError
 from wv_ingest.finalize import finalize
 from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
-from wv_ingest.pack import Packer, TrialJob, outcomes_path
+from wv_ingest.pack import NOISY, Packer, TrialJob, outcomes_path
+from wv_ingest.parts import Part, note_complete
 from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
 from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.sources import Source, SourceOptions, read_source
 from wv_ingest.webdataset_tars import scanned, streams_of, tars_of_source
 from wv_ingest.webdataset_urls import TarUrl, remove_spooled
-from wv_shards import BUILD_DIR, MANIFEST_FILE, Manifest, temporary_files
+from wv_shards import BUILD_DIR, MANIFEST_FILE, PART_FILE, Manifest, OutputExistsError, temporary_files
 
 DEFAULT_REJECT_FRACTION = 0.1
 _TRIAL_CHUNK = 8
@@ -53,7 +56,7 @@ _TRIAL_CHUNK = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """How to build. All but `workers` and `max_reject_fraction` decide bytes and stand in the manifest."""
+    """How to build. All but `workers`, `max_reject_fraction` and `part` decide bytes and stand in the manifest."""
 
     check: CheckOptions = field(default_factory=CheckOptions)
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -68,6 +71,9 @@ class BuildOptions:
     """Where streams of a WebDataset source are spooled; None: in the unfinished build's folder."""
     unlisted: bool = True
     """Look for files that no list names; it decides that field of the manifest only."""
+    duplicates: DuplicateOptions = field(default_factory=DuplicateOptions)
+    part: Part | None = None
+    """Pack this share of the shards only."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -88,13 +94,18 @@ class BuildOptions:
         return {
             "size": self.check.size_px,
             "quality": self.check.quality,
+            "subsampling": self.check.subsampling,
+            "keep_metadata": self.check.keep_metadata,
+            "check": self.check.decode,
             "shard_mb": self.shard_mb,
             "max_bytes": self.check.max_bytes,
             "max_pixels": self.check.max_pixels,
             "max_side": self.check.max_side_px,
             "min_side": self.check.min_side_px,
+            "max_aspect": self.check.max_aspect,
             "max_cpu_s": self.limits.max_cpu_s,
             "max_memory_mb": self.limits.max_memory_mb,
+            **self.duplicates.deciding(),
             "source_format": source_format,
             **self.source.deciding(),
             **({} if streams is None else {"source_streams": streams}),
@@ -110,8 +121,26 @@ class BuildResult:
     seconds: float
     packed_rows: int
     """Rows that this run packed or rejected; fewer than all after a resume."""
+    noisy_rows: int = 0
+    """Rows of this run on which a decoder wrote to stderr; what it wrote is thrown away."""
     complete_before: bool = False
     """OUT already held exactly this data set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartResult:
+    """A complete part, which waits for the others."""
+
+    part: Part
+    shards: int
+    """Of this part."""
+    rows: int
+    """Rows in them."""
+    rejects: dict[str, int]
+    """Of those rows, by reason."""
+    seconds: float
+    packed_rows: int
+    """Rows that this run packed or rejected; fewer than all after a resume."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,10 +165,10 @@ def plan_only(source_path: Path | str, options: BuildOptions, progress: Progress
         given = tars_of_source(source_path, options.source)
         source = _read(source_path, given, options, progress, options.spool or Path(scratch) / SPOOL_DIR)
         order = order_rows(source, options.seed)
-        pool = WorkerPool(options.workers, _packer(source, Path(scratch), options), options.limits)
+        pool = WorkerPool(options.workers, packer(source, Path(scratch), options), options.limits)
         with _closing(pool):
             lookup = look_up(source, Path(scratch), pool, progress, unlisted=options.unlisted)
-            shards, bytes_per_row = _cut(source, order, lookup, options, pool)
+            shards, bytes_per_row = cut(source, order, lookup, options, pool)
     return DryRun(source=source, order=order, shards=tuple(shards), bytes_per_row=bytes_per_row, lookup=lookup)
 
 
@@ -158,6 +187,21 @@ def build(source_path: Path | str, out: Path, options: BuildOptions, progress: P
         OSError: no space left, no permission. The build can be resumed.
         Stopped: a signal arrived. The build can be resumed.
     """
+    assert options.part is None, "build_part builds parts"
+    result = _build(source_path, out, options, progress)
+    assert isinstance(result, BuildResult)
+    return result
+
+
+def build_part(source_path: Path | str, out: Path, options: BuildOptions, progress: Progress) -> PartResult:
+    """Build `options.part` into `out`, or finish it; raises as `build` does."""
+    assert options.part is not None
+    result = _build(source_path, out, options, progress)
+    assert isinstance(result, PartResult)
+    return result
+
+
+def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: Progress) -> BuildResult | PartResult:
     started = time.monotonic()
     existing(out)  # refuse before the long reading of a source
     given = tars_of_source(source_path, options.source)
@@ -165,7 +209,8 @@ def build(source_path: Path | str, out: Path, options: BuildOptions, progress: P
     if (streams := streams_of(given)) is not None and (out / MANIFEST_FILE).is_file():
         rows = str(Manifest.load(out).options.get("source_rows"))  # not compared: that would mean to fetch all again
         deciding = options.deciding_of("webdataset", streams, rows)
-        return _complete_before(out, identity_of(options.seed, options.source.split, deciding, codecs()), started)
+        same = Identity(seed=options.seed, split=options.source.split, options=deciding, codecs=codecs())
+        return complete_before(out, same, started)
     try:
         source = _read(source_path, given, options, progress, spool_dir)
     except SourceError:
@@ -175,26 +220,30 @@ def build(source_path: Path | str, out: Path, options: BuildOptions, progress: P
         raise
     if source.source_format == "folders" and source.root.resolve() in (out.resolve(), *out.resolve().parents):
         raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
-    deciding = options.deciding(source)
-    identity = identity_of(options.seed, options.source.split, deciding, codecs())
+    identity = Identity(
+        seed=options.seed, split=options.source.split, options=options.deciding(source), codecs=codecs()
+    )
     with build_lock(out) as build_dir:
         if build_dir is None:
-            return _complete_before(out, identity, started)
+            if options.part is not None:
+                raise OutputExistsError(f"{out}: holds a finished data set; a part needs a folder of its own")
+            return complete_before(out, identity, started)
         unlock_orphans(build_dir)
-        state = load_state(build_dir, out, identity)
+        state = load_state(build_dir, out, identity, None if options.part is None else str(options.part))
         if state is not None and state.tars != tars_of(source):
             raise BuildMismatchError(
                 f"{out}: holds an unfinished build from other tars than {source.root} has now (added, removed or of "
                 "another size); put them back, or build into a new folder"
             )
-        pool = WorkerPool(options.workers, _packer(source, build_dir, options), options.limits)
+        pool = WorkerPool(options.workers, packer(source, build_dir, options), options.limits)
         try:
             with _closing(pool):
                 if state is None:
                     state = _plan(build_dir, identity, source, options, pool, progress)
-                class_names = source.class_names
                 del source  # gigabytes for millions of rows; the workers map theirs from the plan
-                packed_rows = _pack(out, build_dir, state, options, pool, progress)
+                quiet = pool.counters()[NOISY]  # the trial's are not counted twice
+                packed_rows, rejects = pack_shards(out, build_dir, state, options, pool, progress)
+                noisy_rows = pool.counters()[NOISY] - quiet
         except NothingReadableError:
             remove_build_dir(build_dir)
             if not any(out.iterdir()):
@@ -204,12 +253,25 @@ def build(source_path: Path | str, out: Path, options: BuildOptions, progress: P
             for leftover in temporary_files(build_dir):  # of a worker that was ended while it cleared up
                 leftover.unlink()
             raise
-        manifest = finalize(out, build_dir, state, class_names, deciding, codecs(), progress)
+        if options.part is not None:
+            note_complete(build_dir, options.part, state)
+            return PartResult(
+                part=options.part,
+                shards=len(_own(state, options)),
+                rows=sum(shard.stop - shard.start for shard in _own(state, options)),
+                rejects=dict(sorted(rejects.items())),
+                seconds=time.monotonic() - started,
+                packed_rows=packed_rows,
+            )
+        manifest = finalize(out, build_dir, state, progress)
     remove_spooled(given, spool_dir)
-    return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
+    return BuildResult(
+        manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows, noisy_rows=noisy_rows
+    )
 
 
-def _packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:
+def packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:
+    """What the workers do with the source's files."""
     return Packer(source.root.resolve(), build_dir, options.check, tuple(tar.resolve() for tar in source.tars))
 
 
@@ -232,7 +294,7 @@ def _read(
 
 def _plan(
     build_dir: Path,
-    identity: dict[str, Any],
+    identity: Identity,
     source: Source,
     options: BuildOptions,
     pool: "WorkerPool[Any, Any]",
@@ -241,12 +303,18 @@ def _plan(
     progress.note("planning")
     order = order_rows(source, options.seed)
     lookup = look_up(source, build_dir, pool, progress, unlisted=options.unlisted)
-    shards, bytes_per_row = _cut(source, order, lookup, options, pool)
-    return save_state(build_dir, identity, source, order, shards, bytes_per_row, lookup)
+    shards, bytes_per_row = cut(source, order, lookup, options, pool)
+    part = None if options.part is None else str(options.part)
+    return save_state(build_dir, identity, part, source, order, shards, bytes_per_row, lookup)
 
 
-def _cut(
-    source: Source, order: RowOrder, lookup: Lookup, options: BuildOptions, pool: "WorkerPool[Any, Any]"
+def cut(
+    source: Source,
+    order: RowOrder,
+    lookup: Lookup,
+    options: BuildOptions,
+    pool: "WorkerPool[Any, Any]",
+    taken: Collection[str] = (),
 ) -> tuple[list[PlannedShard], int]:
     """Shards and the mean bytes of a row, learnt by packing some rows in trial."""
     paths = source.rows.column("path").take(order.trial).to_pylist()
@@ -257,42 +325,58 @@ def _cut(
         TrialJob(paths=tuple(paths[i : i + _TRIAL_CHUNK]), places=tuple(places[i : i + _TRIAL_CHUNK])) for i in starts
     ]
     weights = [weight for weights in pool.run(jobs) for weight in weights]
-    bytes_per_row = max(1, sum(weights) // len(weights))
-    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000), bytes_per_row
+    bytes_per_row = max(1, sum(weights) // max(1, len(weights)))
+    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000, taken), bytes_per_row
 
 
-def _pack(
+def _own(state: BuildState, options: BuildOptions) -> list[PlannedShard]:
+    """The shards to pack here."""
+    return state.shards if options.part is None else options.part.share(state.shards)
+
+
+def pack_shards(
     out: Path,
     build_dir: Path,
     state: BuildState,
     options: BuildOptions,
     pool: "WorkerPool[Any, Any]",
     progress: Progress,
-) -> int:
-    """Have all shards packed that are not; returns how many rows that were."""
-    rejects = Counter({Reason.REPEATED_ROW.value: state.repeated, **state.unlabelled})
-    todo, done_rows = [], 0
-    for shard in state.shards:
-        summary = _finished(out, build_dir, shard)
+    *,
+    before: Counter[str] | None = None,
+    rows_before: int = 0,
+) -> tuple[int, Counter[str]]:
+    """Have all shards packed that are not; returns how many rows that were, and all rejects by reason.
+
+    Args:
+        before: rejects that count for the limit too, of `rows_before` rows that are done.
+    """
+    before = before or Counter()
+    whole = options.part is None
+    shards = _own(state, options)
+    rejects = Counter({Reason.REPEATED_ROW.value: state.repeated, **state.unlabelled} if whole else {})
+    wanted = sum(shard.stop - shard.start for shard in shards) + rejects.total()
+    todo, done_rows = [], rejects.total()
+    for shard in shards:
+        summary = finished(out, build_dir, shard)
         if summary is None:
             todo.append(shard)
         else:
             rejects.update(summary.rejects)
             done_rows += summary.rows
-    done_rejects = sum(rejects.values())
-    wanted = state.rows - state.filtered
-    _check_rejects(rejects, wanted, options)
-    done_rows += state.repeated + sum(state.unlabelled.values())
+    if todo:
+        (build_dir / PART_FILE).unlink(missing_ok=True)
+    done_rejects = rejects.total()
+    check_rejects(rejects + before, wanted + rows_before, options.max_reject_fraction, whole=whole)
     progress.start(total_rows=wanted, done_rows=done_rows, done_rejects=done_rejects, counters=pool.counters)
     # The largest first: the last ones to finish are then small. The order of work decides no byte.
     for summary in pool.run(sorted(todo, key=lambda s: s.start - s.stop), progress.tick):
         rejects.update(summary.rejects)
-        _check_rejects(rejects, wanted, options)
+        check_rejects(rejects + before, wanted + rows_before, options.max_reject_fraction, whole=whole)
     progress.stop()
-    return wanted - done_rows
+    return wanted - done_rows, rejects
 
 
-def _finished(out: Path, build_dir: Path, shard: PlannedShard) -> ShardSummary | None:
+def finished(out: Path, build_dir: Path, shard: PlannedShard) -> ShardSummary | None:
     """The shard's summary, if its outcomes are noted and its tar is whole, here or already in its place."""
     try:
         summary = read_summary(outcomes_path(build_dir, shard))
@@ -307,24 +391,37 @@ def _finished(out: Path, build_dir: Path, shard: PlannedShard) -> ShardSummary |
     return None
 
 
-def _check_rejects(rejects: Counter[str], rows: int, options: BuildOptions) -> None:
-    count = sum(rejects.values())
+def check_rejects(rejects: Counter[str], rows: int, max_reject_fraction: float, *, whole: bool) -> None:
+    """Stop a build that rejects too much.
+
+    Raises:
+        BuildError: more than the fraction of the rows are rejected.
+        NothingReadableError: all are, and they are the `whole` source.
+    """
+    count = rejects.total()
     counts = ", ".join(f"{reason} {n}" for reason, n in sorted(rejects.items()) if n)
-    if count > options.max_reject_fraction * rows:
+    if count > max_reject_fraction * rows:
         raise BuildError(
-            f"{count} of {rows} rows rejected so far, more than --max-reject-fraction {options.max_reject_fraction:g} "
+            f"{count} of {rows} rows rejected so far, more than --max-reject-fraction {max_reject_fraction:g} "
             f"({counts}); repair the source and build into a new folder, or run again with a higher fraction"
         )
-    if count == rows:
+    if whole and count == rows:
         raise NothingReadableError(f"no readable image in {rows} rows ({counts}); is this the right folder?")
 
 
-def _complete_before(out: Path, identity: dict[str, Any], started: float) -> BuildResult:
-    """OUT holds a finished data set: fine if it is this one."""
+def complete_before(out: Path, identity: Identity, started: float) -> BuildResult:
+    """OUT holds a finished data set: fine if it is this one.
+
+    Raises:
+        BuildMismatchError: it is not.
+    """
     manifest = Manifest.load(out)
-    found = identity_of(manifest.seed, manifest.split, manifest.options, manifest.codecs)
+    found = Identity(seed=manifest.seed, split=manifest.split, options=manifest.options, codecs=manifest.codecs)
     if other := difference(found, identity):
-        raise BuildMismatchError(f"{out}: holds a finished data set with {other}; build into a new folder")
+        rule = DuplicateOptions.of(identity.options).deciding()
+        only_rule = not difference(replace(found, options={**found.options, **rule}), identity)
+        instead = f"run `wv-ingest duplicates {out}` with the new option, or " if only_rule else ""
+        raise BuildMismatchError(f"{out}: holds a finished data set with {other}; {instead}build into a new folder")
     if (out / BUILD_DIR).is_dir():  # killed after the manifest
         remove_build_dir(out / BUILD_DIR)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=0, complete_before=True)

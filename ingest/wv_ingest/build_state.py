@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
+import xxhash
 
 from wv_ingest.check import Reason
 from wv_ingest.errors import BuildMismatchError
@@ -35,6 +36,7 @@ from wv_shards import (
     BUILD_DIR,
     MANIFEST_FILE,
     REJECTS_SCHEMA,
+    UNFINISHED,
     OutputExistsError,
     atomic_file,
     fsync_directory,
@@ -47,15 +49,44 @@ REPEATED_FILE = "repeated.outcomes"
 LOCK_FILE = "lock"
 SPOOL_DIR = "spool"
 """Where streams of a WebDataset source are spooled; an unfinished build keeps it, whatever its plan."""
+APPENDED = "appended"
+"""Key of the manifest's options: digests of the sources that were appended, in their order."""
+MERGED = "merged"
+"""Key of the manifest's options: of each data set that was merged the digest, and the options in which they differ."""
 _CHUNK_ROWS = 1 << 16
 _ORPHAN_SECONDS = 20.0
+
+_NOT_OF_THE_PLAN = ("part", "tars")
+"""Fields of BuildState that may differ between machines which build parts of one data set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """All that decides a byte of a data set, but the bytes of the images. Equal ones are the same build."""
+
+    seed: int
+    split: str
+    options: dict[str, Any]
+    """As the manifest has them."""
+    codecs: dict[str, str]
+    """Decoder and encoder, with versions."""
+
+    def by_name(self) -> dict[str, Any]:
+        """Everything on one level, for comparing."""
+        return {"seed": self.seed, "split": self.split, **self.options, **self.codecs}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildState:
     """A build's plan, as plan.json has it."""
 
-    identity: dict[str, Any]
+    identity: Identity
+    part: str | None
+    """`3/16`: only that share of the shards is packed here. None: all."""
+    class_names: list[str]
+    """By class id."""
+    order: str
+    """xxh3_128 of the row numbers in their order: two plans with the same one pack the same rows the same way."""
     rows: int
     """Rows of the source."""
     repeated: int
@@ -80,21 +111,35 @@ class BuildState:
     shards: list[PlannedShard]
     """In the order of ordinals."""
 
+    def plan(self) -> dict[str, Any]:
+        """What all parts of one data set have in common, JSON-able."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_OF_THE_PLAN}
 
-def identity_of(seed: int, split: str, options: dict[str, Any], codecs: dict[str, str]) -> dict[str, Any]:
-    """All that decides a byte of a data set, by name. Two builds with the same identity are the same build."""
-    return {"seed": seed, "split": split, **options, **codecs}
+    def plan_digest(self) -> str:
+        """xxh3_128 of `plan`."""
+        return xxhash.xxh3_128_hexdigest(json.dumps(self.plan(), sort_keys=True).encode())
 
 
-def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+def differing(found: Identity, wanted: Identity) -> str | None:
+    """Name of a quantity in which two identities differ; None: the same.
+
+    `source_rows` only if all others are alike, `appended` only if all but that are.
+    """
+    ours, theirs = found.by_name(), wanted.by_name()
+    names = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
+    return min(names, key=lambda name: (name == "source_rows", name == APPENDED), default=None)
+
+
+def difference(found: Identity, wanted: Identity) -> str | None:
     """What two identities differ in, in words for a person; None if in nothing."""
-    names = [name for name in wanted | found if wanted.get(name) != found.get(name)]
-    if not names:
+    name = differing(found, wanted)
+    if name is None:
         return None
-    if names == ["source_rows"]:
+    if name == "source_rows":
         return "other rows or classes than the source has now"
-    name = next(name for name in names if name != "source_rows")
-    return f"{name} {found.get(name)}, now it is {wanted.get(name)}"
+    if name == APPENDED:
+        return "images that were appended since (`wv-ingest append`)"
+    return f"{name} {found.by_name().get(name)}, now it is {wanted.by_name().get(name)}"
 
 
 def existing(out: Path) -> bool:
@@ -109,6 +154,9 @@ def existing(out: Path) -> bool:
         raise OutputExistsError(f"{out}: is a file, expected a folder that is empty or does not exist")
     if (out / MANIFEST_FILE).is_file() or (out / BUILD_DIR).is_dir():
         return True
+    for folder, command in UNFINISHED.items():
+        if (out / folder).is_dir():
+            raise OutputExistsError(f"{out}: `wv-ingest {command}` has not been finished there; run it again first")
     if any(out.iterdir()):
         raise OutputExistsError(f"{out}: holds something else than shards; choose an empty or a new folder")
     return False
@@ -141,6 +189,23 @@ def build_lock(out: Path) -> Iterator[Path | None]:
         os.close(lock)
 
 
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[Path]:
+    """Own a folder for the notes of a long command, made if need be.
+
+    Raises:
+        OutputExistsError: another command is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        if not _locked(lock):
+            raise OutputExistsError(f"{folder.parent}: another command is at work in {folder.name}; wait for it")
+        yield folder
+    finally:
+        os.close(lock)
+
+
 def unlock_orphans(build_dir: Path) -> None:
     """Wait until no worker of an earlier, killed build writes here any more; they end by themselves within moments.
 
@@ -158,7 +223,28 @@ def unlock_orphans(build_dir: Path) -> None:
         os.close(lock)
 
 
-def load_state(build_dir: Path, out: Path, identity: dict[str, Any]) -> BuildState | None:
+def read_state(build_dir: Path) -> BuildState | None:
+    """The plan in `build_dir`; None if there is none.
+
+    Raises:
+        BuildMismatchError: it is there, but not as this version of wv-toolkit writes it.
+    """
+    try:
+        document = json.loads((build_dir / PLAN_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    try:
+        document["identity"] = Identity(**document["identity"])
+        document["shards"] = [PlannedShard(**shard) for shard in document["shards"]]
+        return BuildState(**document)
+    except (TypeError, KeyError) as error:
+        raise BuildMismatchError(
+            f"{build_dir.parent}: holds an unfinished build of another version of wv-toolkit; finish it with that "
+            "one, remove it, or build into a new folder"
+        ) from error
+
+
+def load_state(build_dir: Path, out: Path, identity: Identity, part: str | None = None) -> BuildState | None:
     """The plan of the unfinished build; None if there is none yet, or of something else with no shard packed.
 
     What was begun is then cleared away.
@@ -166,26 +252,28 @@ def load_state(build_dir: Path, out: Path, identity: dict[str, Any]) -> BuildSta
     Raises:
         BuildMismatchError: it is the build of something else; the message says what differs.
     """
-    try:
-        document = json.loads((build_dir / PLAN_FILE).read_bytes())
-    except FileNotFoundError:
+    state = read_state(build_dir)
+    if state is None:
         _clear(build_dir)
         return None
-    if other := difference(document["identity"], identity):
-        if any(out.glob("*.tar")) or any(build_dir.glob("*.tar")):
-            raise BuildMismatchError(
-                f"{out}: holds an unfinished build with {other}; "
-                "finish it as it was begun, remove it, or build into a new folder"
-            )
-        _clear(build_dir)
-        return None
-    document["shards"] = [PlannedShard(**shard) for shard in document["shards"]]
-    return BuildState(**document)
+    other = difference(state.identity, identity)
+    if other is None and state.part != part:
+        other = f"part {state.part or 'none'}, now it is {part or 'none'}"
+    if other is None:
+        return state
+    if any(out.glob("*.tar")) or any(build_dir.glob("*.tar")):
+        raise BuildMismatchError(
+            f"{out}: holds an unfinished build with {other}; "
+            "finish it as it was begun, remove it, or build into a new folder"
+        )
+    _clear(build_dir)
+    return None
 
 
 def save_state(
     build_dir: Path,
-    identity: dict[str, Any],
+    identity: Identity,
+    part: str | None,
     source: Source,
     order: RowOrder,
     shards: list[PlannedShard],
@@ -227,6 +315,9 @@ def save_state(
     filtered = unlabelled.pop(Reason.FILTERED.value, 0)
     state = BuildState(
         identity=identity,
+        part=part,
+        class_names=list(source.class_names),
+        order=xxhash.xxh3_128_hexdigest(order.order.astype("<i8").tobytes()),
         rows=source.rows_in_all,
         filtered=filtered,
         unlabelled=dict(sorted(unlabelled.items())),
@@ -240,8 +331,13 @@ def save_state(
         bytes_per_row=bytes_per_row,
         shards=shards,
     )
-    write_atomic(build_dir / PLAN_FILE, json.dumps(asdict(state), indent=1).encode())
+    write_state(build_dir, state)
     return state
+
+
+def write_state(build_dir: Path, state: BuildState) -> None:
+    """Write plan.json: from now on the build is what it says."""
+    write_atomic(build_dir / PLAN_FILE, json.dumps(asdict(state), indent=1).encode())
 
 
 def tars_of(source: Source) -> list[list[Any]]:
@@ -289,7 +385,9 @@ def remove_build_dir(build_dir: Path) -> None:
 def _clear(build_dir: Path) -> None:
     (build_dir / PLAN_FILE).unlink(missing_ok=True)  # first: without it nothing else counts
     for leftover in build_dir.iterdir():
-        if leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE, SPOOL_DIR):
+        if leftover.is_dir() and leftover.name != SPOOL_DIR:
+            shutil.rmtree(leftover)
+        elif leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE, SPOOL_DIR):
             leftover.unlink()
 
 

@@ -17,6 +17,14 @@ class BuildMismatchError(IngestError):
     """The output directory holds the build of something else: other source, options or codecs."""
 
 
+class PartsError(IngestError):
+    """The folders given are not all parts of one build, each once and complete."""
+
+
+class MergeError(IngestError):
+    """Data sets that do not fit together."""
+
+
 class NothingReadableError(BuildError):
     """Not one row of the source could be packed: most likely the wrong folder. Nothing is left behind."""
 

@@ -62,7 +62,13 @@ class Progress:
             self._console.print(f"warning: {text}" if kind == "warning" else text, style=style, markup=False)
 
     def start(
-        self, *, total_rows: int, done_rows: int, done_rejects: int, counters: Callable[[], tuple[int, ...]]
+        self,
+        *,
+        total_rows: int,
+        done_rows: int,
+        done_rejects: int,
+        counters: Callable[[], tuple[int, ...]],
+        what: str = "packing",
     ) -> None:
         """Show progress over `total_rows`; `counters` gives what has been done on top of `done_rows`."""
         self._total, self._done, self._rejects, self._counters = total_rows, done_rows, done_rejects, counters
@@ -77,7 +83,7 @@ class Progress:
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task("packing", total=total_rows, completed=done_rows, rates="")
+            self._task = self._bar.add_task(what, total=total_rows, completed=done_rows, rates="")
             self._bar.start()
 
     def tick(self) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wv_ingest.build import BuildOptions, BuildResult, build
+from wv_ingest.build import BuildOptions, BuildResult, PartResult, build, build_part
 from wv_ingest.check import CheckOptions
 from wv_ingest.errors import BuildError
 from wv_ingest.progress import Progress
+from wv_ingest.report_html import REPORT_FILE
 from wv_ingest.sources import SourceOptions
 
 Draw = Callable[..., bytes]
@@ -86,17 +87,19 @@ def write_list_fixture() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def build_small() -> Callable[..., BuildResult]:
-    """Build with one worker and small images, in this process."""
+def build_small() -> Callable[..., BuildResult | PartResult]:
+    """Build with one worker and small images, in this process; with `part`, only that part."""
 
-    def run(source: Path, out: Path, *, size_px: int = 16, workers: int = 1, **options: object) -> BuildResult:
+    def run(
+        source: Path, out: Path, *, size_px: int = 16, workers: int = 1, **options: object
+    ) -> BuildResult | PartResult:
         source_options = {name: options.pop(name) for name in SourceOptions.__slots__ if name in options}
         given: dict[str, object] = {"max_reject_fraction": 0.5, **options}
         chosen = BuildOptions(
             check=CheckOptions(size_px=size_px), source=SourceOptions(**source_options), workers=workers, **given
         )
         with Progress(io.StringIO()) as progress:
-            return build(source, out, chosen, progress)
+            return (build if chosen.part is None else build_part)(source, out, chosen, progress)
 
     return run
 
@@ -121,21 +124,22 @@ def start_ingest() -> Callable[..., subprocess.Popen[str]]:
 def ingest(start_ingest: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `wv-ingest` to its end."""
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        with start_ingest(*arguments, **options) as process:
-            out, err = process.communicate(timeout=120)
+    def run(*arguments: object, input_text: str | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+        with start_ingest(*arguments, stdin=subprocess.PIPE if input_text else None, **options) as process:
+            out, err = process.communicate(input_text, timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != REPORT_FILE)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 @pytest.fixture(scope="session", name="folder_bytes")
 def folder_bytes_fixture() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder, by its relative name."""
+    """Every file below a folder, by its relative name, but for the report: commands write it, `build` does not."""
     return folder_bytes
 
 

@@ -42,7 +42,10 @@ def built(webvision: Path, tmp_path_factory: pytest.TempPathFactory, ingest: Cal
     return out
 
 
-@pytest.mark.parametrize("name", ["", "build-shards", "verify", "stats", "sample-data"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "build-shards", "finalize", "verify", "append", "merge", "exclude", "stats", "report", "sample-data"],
+)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     result = invoke(*([name] if name else []), "--help")
     assert result.exit_code == 0
@@ -59,6 +62,10 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
         ["build-shards", "a", "b", "--min-side", "70000", "--max-side", "70001"],
         ["build-shards", "a", "b", "--source-format", "zip"],
         ["build-shards", "a", "b", "--no-such-option"],
+        ["build-shards", "a", "b", "--part", "0/3"],
+        ["build-shards", "a", "b", "--part", "4/3"],
+        ["build-shards", "a", "b", "--part", "3"],
+        ["finalize", "a"],
         ["no-such-command"],
     ],
 )
