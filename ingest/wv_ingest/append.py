@@ -20,6 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, cut, pack_shards, packer
@@ -37,10 +38,13 @@ from wv_ingest.build_state import (
 )
 from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, row_groups
+from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildMismatchError, SourceError
+from wv_ingest.exclude import EXCLUDE, excluded_rows
 from wv_ingest.finalize import Tables, unlisted_of, write_tables
 from wv_ingest.growth import Growth, growth_of
 from wv_ingest.lookup import Lookup, look_up
+from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.plan import order_rows
 from wv_ingest.pool import WorkerPool
 from wv_ingest.progress import Progress
@@ -48,6 +52,7 @@ from wv_ingest.reuse import options_of, read_again
 from wv_ingest.sources import Source
 from wv_shards import (
     APPEND_DIR,
+    EXCLUDE_ASKED,
     INDEX_FILE,
     MANIFEST_FILE,
     REJECTS_FILE,
@@ -59,6 +64,7 @@ from wv_shards import (
     EarlierInfo,
     Manifest,
     OriginInfo,
+    Overlay,
     band_of,
     file_checksum,
     fsync_directory,
@@ -191,7 +197,7 @@ def _append(
     if not tables.samples and len(state.class_names) == len(before.classes) and _same_rejects(directory, growth):
         remove_build_dir(append_dir)
         return before, growth.packed
-    _join(directory, before, growth, state, tables, final_options)
+    _join(directory, before, growth, state, tables, final_options, progress)
     return finish_swap(directory), growth.packed
 
 
@@ -213,8 +219,7 @@ def _plan(
     order = order_rows(growth.source, options.seed, bands)
     found = look_up(source, append_dir, pool, progress, unlisted=options.unlisted)
     lookup = Lookup(places=None if found.places is None else found.places[growth.chosen], unlisted=found.unlisted)
-    taken = {shard.name for shard in before.shards}
-    shards, bytes_per_row = cut(growth.source, order, lookup, options, pool, taken)
+    shards, bytes_per_row = cut(growth.source, order, lookup, options, pool, before.shards)
     return save_state(append_dir, identity, None, growth.source, order, shards, bytes_per_row, lookup)
 
 
@@ -240,6 +245,7 @@ def _join(
     state: BuildState,
     tables: Tables,
     options: dict[str, Any],
+    progress: Progress,
 ) -> None:
     """Write into `joined` what the data set is to become, its manifest last."""
     append_dir = directory / APPEND_DIR
@@ -271,6 +277,9 @@ def _join(
     if manifest.digest != before.digest:  # else only rejects have changed
         was = EarlierInfo(digest=before.digest, samples=before.samples)
         manifest = replace(manifest, earlier=(*before.earlier, was))
+    if before.duplicates is not None and tables.samples:
+        rule, rows = DuplicateOptions.of(options), excluded_rows(directory, manifest)
+        manifest = mark_duplicates(joined, manifest, rule, progress, rows)
     write_timm_info(joined, manifest)
     manifest.save(joined)
     fsync_directory(append_dir)
@@ -325,9 +334,11 @@ def finish_swap(directory: Path) -> Manifest:
             if (append_dir / f"{info.name}{suffix}").exists():
                 os.replace(append_dir / f"{info.name}{suffix}", directory / f"{info.name}{suffix}")
     fsync_directory(directory)
+    if present.is_file():
+        _keep_asked(directory, after)
     present.unlink(missing_ok=True)  # from here on the data set is visibly unfinished
     fsync_directory(directory)
-    for name in (INDEX_FILE, SAMPLES_FILE, REJECTS_FILE, TIMM_INFO_FILE):
+    for name in (INDEX_FILE, SAMPLES_FILE, REJECTS_FILE, TIMM_INFO_FILE, *MARK_FILES):
         if (joined / name).exists():
             os.replace(joined / name, directory / name)
     fsync_directory(directory)
@@ -335,3 +346,16 @@ def finish_swap(directory: Path) -> Manifest:
     fsync_directory(directory)
     remove_build_dir(append_dir)
     return after
+
+
+def _keep_asked(directory: Path, after: Manifest) -> None:
+    """Exclusions by key that were made or undone since `joined` was written hold too."""
+    joined = directory / APPEND_DIR / _JOINED
+    now, prepared = excluded_rows(directory, after), excluded_rows(joined, after)
+    if now is None or prepared is None:  # nothing was prepared: the overlay stays, and is extended by its readers
+        return
+    asked = np.uint8(EXCLUDE_ASKED)
+    rows = (prepared & ~asked) | (now & asked)
+    if not np.array_equal(rows, prepared):
+        overlay = Overlay.load(joined / EXCLUDE, manifest_digest=after.digest)
+        replace(overlay, array=rows).save(joined / EXCLUDE)

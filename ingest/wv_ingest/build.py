@@ -15,13 +15,15 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wv_ingest.build_state import (
+    LOCK_FILE,
     SPOOL_DIR,
     BuildState,
     Identity,
@@ -41,14 +43,16 @@ from wv_ingest.finalize import finalize
 from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import NOISY, Packer, TrialJob, outcomes_path
+from wv_ingest.pack_apart import ApartPacker, clear_apart
 from wv_ingest.parts import Part, note_complete
 from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
 from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
+from wv_ingest.ray_pool import AnyPool, RayOptions, RayPool
 from wv_ingest.sources import Source, SourceOptions, read_source
 from wv_ingest.webdataset_tars import scanned, streams_of, tars_of_source
 from wv_ingest.webdataset_urls import TarUrl, remove_spooled
-from wv_shards import BUILD_DIR, MANIFEST_FILE, PART_FILE, Manifest, OutputExistsError, temporary_files
+from wv_shards import BUILD_DIR, MANIFEST_FILE, PART_FILE, Manifest, OutputExistsError, ShardInfo, temporary_files
 
 DEFAULT_REJECT_FRACTION = 0.1
 _TRIAL_CHUNK = 8
@@ -56,7 +60,7 @@ _TRIAL_CHUNK = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """How to build. All but `workers`, `max_reject_fraction` and `part` decide bytes and stand in the manifest."""
+    """How to build. Check, source, limits, seed and shard size decide bytes and stand in the manifest."""
 
     check: CheckOptions = field(default_factory=CheckOptions)
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -74,6 +78,8 @@ class BuildOptions:
     duplicates: DuplicateOptions = field(default_factory=DuplicateOptions)
     part: Part | None = None
     """Pack this share of the shards only."""
+    ray: RayOptions | None = None
+    """Do the jobs on a Ray cluster; `workers` then has no meaning."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -165,7 +171,7 @@ def plan_only(source_path: Path | str, options: BuildOptions, progress: Progress
         given = tars_of_source(source_path, options.source)
         source = _read(source_path, given, options, progress, options.spool or Path(scratch) / SPOOL_DIR)
         order = order_rows(source, options.seed)
-        pool = WorkerPool(options.workers, packer(source, Path(scratch), options), options.limits)
+        pool = _pool(source, Path(scratch), replace(options, ray=None))
         with _closing(pool):
             lookup = look_up(source, Path(scratch), pool, progress, unlisted=options.unlisted)
             shards, bytes_per_row = cut(source, order, lookup, options, pool)
@@ -229,14 +235,15 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
                 raise OutputExistsError(f"{out}: holds a finished data set; a part needs a folder of its own")
             return complete_before(out, identity, started)
         unlock_orphans(build_dir)
+        clear_apart(build_dir)
         state = load_state(build_dir, out, identity, None if options.part is None else str(options.part))
         if state is not None and state.tars != tars_of(source):
             raise BuildMismatchError(
                 f"{out}: holds an unfinished build from other tars than {source.root} has now (added, removed or of "
                 "another size); put them back, or build into a new folder"
             )
-        pool = WorkerPool(options.workers, packer(source, build_dir, options), options.limits)
         try:
+            pool = _pool(source, build_dir, options)
             with _closing(pool):
                 if state is None:
                     state = _plan(build_dir, identity, source, options, pool, progress)
@@ -244,12 +251,14 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
                 quiet = pool.counters()[NOISY]  # the trial's are not counted twice
                 packed_rows, rejects = pack_shards(out, build_dir, state, options, pool, progress)
                 noisy_rows = pool.counters()[NOISY] - quiet
+            clear_apart(build_dir)
         except NothingReadableError:
             remove_build_dir(build_dir)
             if not any(out.iterdir()):
                 out.rmdir()
             raise
         except BaseException:
+            clear_apart(build_dir)
             for leftover in temporary_files(build_dir):  # of a worker that was ended while it cleared up
                 leftover.unlink()
             raise
@@ -275,6 +284,19 @@ def packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:
     return Packer(source.root.resolve(), build_dir, options.check, tuple(tar.resolve() for tar in source.tars))
 
 
+def _pool(source: Source, build_dir: Path, options: BuildOptions) -> AnyPool:
+    if options.ray is None:
+        return WorkerPool(options.workers, packer(source, build_dir, options), options.limits)
+    root, build_dir = source.root.resolve(), build_dir.resolve()
+    apart = ApartPacker(root, build_dir, options.check, tuple(tar.resolve() for tar in source.tars))
+    return RayPool(options.ray, apart, options.limits, partial(_sees, root, build_dir))
+
+
+def _sees(root: Path, build_dir: Path) -> dict[str, Any]:
+    """What must be alike on all nodes: the codecs, and that source and output are there."""
+    return {**codecs(), "source": any(os.scandir(root)), "output": (build_dir / LOCK_FILE).is_file()}
+
+
 def _read(
     path: Path | str, given: Sequence[TarUrl], options: BuildOptions, progress: Progress, spool_dir: Path
 ) -> Source:
@@ -297,7 +319,7 @@ def _plan(
     identity: Identity,
     source: Source,
     options: BuildOptions,
-    pool: "WorkerPool[Any, Any]",
+    pool: AnyPool,
     progress: Progress,
 ) -> BuildState:
     progress.note("planning")
@@ -313,10 +335,10 @@ def cut(
     order: RowOrder,
     lookup: Lookup,
     options: BuildOptions,
-    pool: "WorkerPool[Any, Any]",
-    taken: Collection[str] = (),
+    pool: AnyPool,
+    before: Sequence[ShardInfo] = (),
 ) -> tuple[list[PlannedShard], int]:
-    """Shards and the mean bytes of a row, learnt by packing some rows in trial."""
+    """Shards and the mean bytes of a row, learnt by packing some rows in trial; `before` as in `cut_shards`."""
     paths = source.rows.column("path").take(order.trial).to_pylist()
     found = [(-1, 0, 0)] * len(paths) if lookup.places is None else lookup.places[order.trial].tolist()
     places = [None if place[0] < 0 else place for place in found]
@@ -326,7 +348,7 @@ def cut(
     ]
     weights = [weight for weights in pool.run(jobs) for weight in weights]
     bytes_per_row = max(1, sum(weights) // max(1, len(weights)))
-    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000, taken), bytes_per_row
+    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000, before), bytes_per_row
 
 
 def _own(state: BuildState, options: BuildOptions) -> list[PlannedShard]:
@@ -339,7 +361,7 @@ def pack_shards(
     build_dir: Path,
     state: BuildState,
     options: BuildOptions,
-    pool: "WorkerPool[Any, Any]",
+    pool: AnyPool,
     progress: Progress,
     *,
     before: Counter[str] | None = None,
@@ -373,6 +395,8 @@ def pack_shards(
         rejects.update(summary.rejects)
         check_rejects(rejects + before, wanted + rows_before, options.max_reject_fraction, whole=whole)
     progress.stop()
+    if isinstance(pool, RayPool) and pool.lost:
+        progress.warn(f"{pool.lost} actors of the Ray cluster died; others did their shards")
     return wanted - done_rows, rejects
 
 
@@ -428,7 +452,7 @@ def complete_before(out: Path, identity: Identity, started: float) -> BuildResul
 
 
 @contextmanager
-def _closing(pool: "WorkerPool[Any, Any]") -> Iterator[None]:
+def _closing(pool: AnyPool) -> Iterator[None]:
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ from wv_ingest.errors import Stopped
 from wv_ingest.parts import Part
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
+from wv_ingest.ray_pool import RayOptions
 from wv_ingest.report_html import REPORT_FILE, add_report
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
@@ -139,7 +140,24 @@ def main() -> None:
 )
 @duplicate_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the order in the shards.")
-@click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each core.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes. Default: one for each core, of this machine or of the Ray cluster.",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Where the workers are: on this machine, or on a Ray cluster whose nodes all see SOURCE and OUT.",
+)
+@click.option(
+    "--ray-address",
+    default="auto",
+    show_default=True,
+    help="Of the cluster, as ray.init takes it; local: start one on this machine.",
+)
 @click.option(
     "--part",
     metavar="I/N",
@@ -203,6 +221,8 @@ def build_shards(
     shard_mb: int,
     seed: int,
     workers: int | None,
+    executor: Any,
+    ray_address: str,
     part: str | None,
     max_reject_fraction: float,
     max_bytes: int,
@@ -270,6 +290,7 @@ def build_shards(
             max_reject_fraction=max_reject_fraction,
             spool=spool,
             part=None if part is None else Part.parse(part),
+            ray=RayOptions(address=ray_address, actors=workers) if executor == "ray" else None,
             unlisted=not no_unlisted,
             **({} if workers is None else {"workers": workers}),
         )

@@ -11,6 +11,7 @@ from wv_ingest.duplicates import MAX_NEAR_DISTANCE, NEAR_DISTANCE, Conflict, Dup
 from wv_ingest.errors import Stopped
 from wv_ingest.mark_duplicates import mark_again
 from wv_ingest.progress import Progress
+from wv_ingest.report_html import refresh_report
 from wv_ingest.summary import print_marked
 
 
@@ -64,6 +65,7 @@ def duplicates_command(shards: Path, *, conflict: str, near_distance: int | None
         try:
             with stoppable():
                 marked = mark_again(shards, options, progress)
+                refresh_report(shards, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again")
             sys.exit(128 + stopped.signal_number)

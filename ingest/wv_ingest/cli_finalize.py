@@ -10,6 +10,7 @@ from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.errors import Stopped
 from wv_ingest.join import join
 from wv_ingest.progress import Progress
+from wv_ingest.report_html import add_report
 from wv_ingest.summary import print_summary
 
 
@@ -41,6 +42,7 @@ def finalize_command(out: Path, parts: tuple[Path, ...], *, max_reject_fraction:
         try:
             with stoppable():
                 print_summary(join(out, parts, max_reject_fraction, progress), out)
+                add_report(out, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on")
             sys.exit(128 + stopped.signal_number)

@@ -11,7 +11,7 @@ from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.errors import Stopped
 from wv_ingest.merge import merge
 from wv_ingest.progress import Progress
-from wv_ingest.report_html import REPORT_FILE, add_report
+from wv_ingest.report_html import add_report, refresh_report
 
 
 @click.command("append")
@@ -72,8 +72,8 @@ def append_command(
             with stoppable():
                 result = append(shards, source, options, progress)
                 _print_appended(result, shards)
-                if result.changed and (shards / REPORT_FILE).exists():
-                    add_report(shards, progress)
+                if result.changed:
+                    refresh_report(shards, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on, finished shards are kept")
             sys.exit(128 + stopped.signal_number)
@@ -121,6 +121,7 @@ def merge_command(out: Path, shards: tuple[Path, ...]) -> None:
         try:
             with stoppable():
                 manifest = merge(out, shards, progress)
+                add_report(out, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on")
             sys.exit(128 + stopped.signal_number)

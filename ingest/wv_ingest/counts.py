@@ -85,6 +85,7 @@ def stats_document(dataset: Dataset) -> dict[str, Any]:
         },
         "unlisted": None if manifest.unlisted is None else asdict(manifest.unlisted),
         "metadata_gaps": manifest.metadata_gaps,
+        "duplicates": None if manifest.duplicates is None else asdict(manifest.duplicates),
         "shards": len(manifest.shards),
         "shard_bytes": sum(shard.bytes for shard in manifest.shards),
         "image_bytes": int(class_bytes.sum()),

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.errors import IngestError
-from wv_shards import EXCLUDE_ASKED, SAMPLES_FILE, CorruptDataError, Manifest, NotADatasetError, Overlay
+from wv_shards import EXCLUDE_ASKED, SAMPLES_FILE, CorruptDataError, Manifest, Overlay
 
 EXCLUDE = "exclude"
 """Name and kind of the data set's own overlay of samples that are not to be shown."""
@@ -59,11 +59,11 @@ def exclude_keys(
             f"{len(unknown)} of {len(wanted)} keys are no sample's of {directory}: {named}; "
             "correct them, or leave them out with --ignore-unknown; nothing has been changed"
         )
-    try:
-        overlay = Overlay.load_onto(directory / EXCLUDE, manifest, kind=EXCLUDE)
-        rows, info = overlay.array.astype(np.uint8), overlay.info
-    except NotADatasetError:
-        rows, info = np.zeros(manifest.samples, dtype=np.uint8), {}
+    rows, info = excluded_rows(directory, manifest), {}
+    if rows is None:
+        rows = np.zeros(manifest.samples, dtype=np.uint8)
+    else:
+        info = Overlay.load_onto(directory / EXCLUDE, manifest).info
     before = int(np.count_nonzero(rows))
     has = (rows[ordinals] & _ASKED) != 0
     changed = ordinals[has if undo else ~has]
@@ -78,6 +78,20 @@ def exclude_keys(
         excluded_after=int(np.count_nonzero(rows)),
         samples=manifest.samples,
     )
+
+
+def excluded_rows(directory: Path, manifest: Manifest) -> NDArray[np.uint8] | None:
+    """(N,) of the exclude overlay, with a row per sample of `manifest`; None if there is none.
+
+    What an overlay of bools excludes counts as asked for: its reason is not known.
+
+    Raises:
+        ShardsError: it is damaged, or of another data set.
+    """
+    if not (directory / f"{EXCLUDE}.json").exists():
+        return None
+    array = Overlay.load_onto(directory / EXCLUDE, manifest, kind=EXCLUDE).array
+    return array * np.uint8(EXCLUDE_ASKED) if array.dtype == bool else array.astype(np.uint8)
 
 
 def _ordinals(path: Path, samples: int, keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from wv_ingest.info_files import INFO_TAR
 from wv_ingest.pack import ROWS
-from wv_ingest.pool import WorkerPool
 from wv_ingest.progress import Progress
+from wv_ingest.ray_pool import AnyPool
 from wv_ingest.source_files import METADATA_PLACES_FILE
 from wv_ingest.sources import Source
 from wv_ingest.tars import IndexedTar, IndexJob, Listed, Unlisted, add_up
@@ -34,7 +34,12 @@ class Lookup:
 
 
 def look_up(
-    source: Source, build_dir: Path, pool: "WorkerPool[Any, Any]", progress: Progress, *, unlisted: bool
+    source: Source,
+    build_dir: Path,
+    pool: AnyPool,
+    progress: Progress,
+    *,
+    unlisted: bool,
 ) -> Lookup:
     """Index the source's tars with the workers, find every row in them, and count what no row names.
 
@@ -70,7 +75,7 @@ def look_up(
     return Lookup(places=places, unlisted=total)
 
 
-def _index(source: Source, build_dir: Path, pool: "WorkerPool[Any, Any]", progress: Progress) -> list[IndexedTar]:
+def _index(source: Source, build_dir: Path, pool: AnyPool, progress: Progress) -> list[IndexedTar]:
     """All tars, by their number."""
     jobs = [
         IndexJob(tar=tar.resolve(), index=build_dir / f"members-{number:03d}.npy", flat=source.flat)
@@ -94,7 +99,7 @@ def _index(source: Source, build_dir: Path, pool: "WorkerPool[Any, Any]", progre
     return done
 
 
-def _largest_first(jobs: list[IndexJob], pool: "WorkerPool[Any, Any]", tick: Any) -> Iterator[IndexedTar]:
+def _largest_first(jobs: list[IndexJob], pool: AnyPool, tick: Any) -> Iterator[IndexedTar]:
     yield from pool.run(sorted(jobs, key=lambda job: -job.tar.stat().st_size), tick)
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.duplicates import DuplicateOptions, Duplicates, Hashes, Ints, find_duplicates
-from wv_ingest.exclude import EXCLUDE
+from wv_ingest.exclude import EXCLUDE, excluded_rows
 from wv_ingest.progress import Progress
 from wv_shards import (
     DUPLICATES_FILE,
@@ -98,20 +98,6 @@ def mark_again(directory: Path, options: DuplicateOptions, progress: Progress) -
     now = excluded_rows(directory, manifest)
     shown = [manifest.samples - (0 if rows is None else int(np.count_nonzero(rows))) for rows in (before, now)]
     return Marked(manifest=manifest, shown_before=shown[0], shown_now=shown[1])
-
-
-def excluded_rows(directory: Path, manifest: Manifest) -> NDArray[np.uint8] | None:
-    """(N,) of the exclude overlay, with a row per sample of `manifest`; None if there is none.
-
-    What an overlay of bools excludes counts as asked for: its reason is not known.
-
-    Raises:
-        ShardsError: it is damaged, or of another data set.
-    """
-    if not (directory / f"{EXCLUDE}.json").exists():
-        return None
-    array = Overlay.load_onto(directory / EXCLUDE, manifest, kind=EXCLUDE).array
-    return array * np.uint8(EXCLUDE_ASKED) if array.dtype == bool else array.astype(np.uint8)
 
 
 def _read_hashes(path: Path, samples: int) -> Hashes:

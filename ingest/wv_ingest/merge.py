@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from wv_ingest.build_state import MERGED, folder_lock, remove_build_dir
 from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, row_groups
+from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import MergeError
-from wv_ingest.exclude import EXCLUDE
+from wv_ingest.exclude import EXCLUDE, excluded_rows
+from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.plan import next_number
 from wv_ingest.progress import Progress
 from wv_ingest.superseded import rejects_that_stay
@@ -83,10 +85,11 @@ def merge(out: Path, folders: Sequence[Path], progress: Progress) -> Manifest:
         write_atomic(note, json.dumps(digests).encode())
         shards = _bring_shards(out, sets, progress)
         manifest = _write_tables(merge_dir, sets, shards, progress)
-        for name in (INDEX_FILE, SAMPLES_FILE, REJECTS_FILE):
-            os.replace(merge_dir / name, out / name)
+        manifest = _mark(merge_dir, sets, manifest, progress)
+        for name in (INDEX_FILE, SAMPLES_FILE, REJECTS_FILE, *MARK_FILES):
+            if (merge_dir / name).exists():
+                os.replace(merge_dir / name, out / name)
         fsync_directory(out)
-        _write_exclude(out, sets, manifest)
         write_timm_info(out, manifest)
         manifest.save(out)
         remove_build_dir(merge_dir)
@@ -281,12 +284,18 @@ def _codecs(manifests: Sequence[Manifest]) -> dict[str, str]:
     return {name: " + ".join(dict.fromkeys(m.codecs.get(name, "none") for m in manifests)) for name in names}
 
 
-def _write_exclude(out: Path, sets: Sequence[_Set], manifest: Manifest) -> None:
-    rows = [np.zeros(one.manifest.samples, dtype=np.uint8) for one in sets]
-    some = False
-    for number, one in enumerate(sets):
-        if (one.folder / f"{EXCLUDE}.json").exists():
-            overlay = Overlay.load_onto(one.folder / EXCLUDE, one.manifest, kind=EXCLUDE)
-            rows[number], some = overlay.array.astype(np.uint8), True
-    if some:
-        Overlay(kind=EXCLUDE, array=np.concatenate(rows), manifest_digest=manifest.digest).save(out / EXCLUDE)
+def _mark(merge_dir: Path, sets: Sequence[_Set], manifest: Manifest, progress: Progress) -> Manifest:
+    """Write the exclude overlay. Where all sets were searched for duplicates by one rule, all together are searched."""
+    found = [excluded_rows(one.folder, one.manifest) for one in sets]
+    rows = np.concatenate(
+        [
+            np.zeros(one.manifest.samples, dtype=np.uint8) if rows is None else rows
+            for one, rows in zip(sets, found, strict=True)
+        ]
+    )
+    rule = DuplicateOptions.of(manifest.options)
+    if all(one.manifest.duplicates is not None for one in sets) and rule.deciding().keys() <= manifest.options.keys():
+        return mark_duplicates(merge_dir, manifest, rule, progress, rows)
+    if any(part is not None for part in found):
+        Overlay(kind=EXCLUDE, array=rows, manifest_digest=manifest.digest).save(merge_dir / EXCLUDE)
+    return manifest

@@ -93,16 +93,21 @@ def _mean_group(count: int, groups: NDArray[np.int64] | None) -> float:
 
 
 def _masks(distance: int, group: float) -> list[np.uint64]:
-    """Which bits must agree, in each of the passes that together miss nothing; the cheapest cut for so many hashes."""
+    """Which bits must agree, in each of the passes that together miss nothing."""
+    blocks = _blocks_for(distance, group)
+    edges = [round(HALF_BITS * i / blocks) for i in range(blocks + 1)]
+    of_block = [((1 << (stop - start)) - 1) << start for start, stop in pairwise(edges)]
+    return [np.uint64(sum(chosen)) for chosen in combinations(of_block, blocks - distance)]
+
+
+def _blocks_for(distance: int, group: float) -> int:
+    """Into how many blocks to cut: the more, the fewer hashes agree in what is left, and the more passes there are."""
 
     def cost(blocks: int) -> float:
         agreeing = HALF_BITS * (blocks - distance) / blocks
         return math.comb(blocks, distance) * (_SORT_COST + _COMPARE_COST * group / 2**agreeing / 2)
 
-    blocks = min(range(distance + 1, _MAX_BLOCKS + 1), key=cost)
-    edges = [round(HALF_BITS * i / blocks) for i in range(blocks + 1)]
-    of_block = [((1 << (stop - start)) - 1) << start for start, stop in pairwise(edges)]
-    return [np.uint64(sum(chosen)) for chosen in combinations(of_block, blocks - distance)]
+    return min(range(distance + 1, _MAX_BLOCKS + 1), key=cost)
 
 
 def _compare(

@@ -41,8 +41,11 @@ def phash_of(image: Image.Image) -> int | None:
     Similar pictures differ in few bits. The upper 64 bits are the coarse half, the lower 64 the fine one.
     """
     side = _SAMPLES * _SIDE_PX
-    sampled = image.resize((side, side), Image.Resampling.NEAREST).convert("L").reduce(_SAMPLES)
-    levels = np.asarray(sampled, dtype=np.float64)  # (32, 32)
+    if min(image.size) < side:  # decoded at a fraction of its size: few pixels, and all of them tell
+        small = image.convert("L").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BILINEAR)
+    else:
+        small = image.resize((side, side), Image.Resampling.NEAREST).convert("L").reduce(_SAMPLES)
+    levels = np.asarray(small, dtype=np.float64)  # (32, 32)
     waves = (_COSINES @ levels @ _COSINES.T).ravel()[_LOWEST]  # (128,)
     if np.count_nonzero(np.abs(waves[:HALF_BITS]) >= _LEAST_COEFFICIENT) < _LEAST_FREQUENCIES:
         return None

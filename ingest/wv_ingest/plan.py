@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wv_ingest.keys import key_of
 from wv_ingest.sources import Source
-from wv_shards import band_of, key_hash
+from wv_shards import ShardInfo, band_of, key_hash
 
 TRIAL_ROWS = 256
 """Rows, at most, that are packed in trial to learn the mean size of a stored image."""
@@ -87,7 +87,7 @@ def cut_shards(
     bands: tuple[tuple[int, int, int], ...],
     bytes_per_row: int,
     shard_bytes: int,
-    taken: Collection[str] = (),
+    before: Sequence[ShardInfo] = (),
 ) -> list[PlannedShard]:
     """Cut each band into shards of nearly equal rows, about `shard_bytes` each at most.
 
@@ -95,9 +95,9 @@ def cut_shards(
         bands: (band, start, stop) as in `RowOrder`.
         bytes_per_row: mean size of a row in a tar.
         shard_bytes: what a shard may weigh, about.
-        taken: names of shards that are there already; the numbers go on after theirs.
+        before: shards that are there already; the numbers go on after theirs, and how small a set is they say too.
     """
-    total = sum(stop - start for _, start, stop in bands)
+    total = sum(stop - start for _, start, stop in bands) + sum(info.samples for info in before)
     small_rows = max(SMALL_SHARD_ROWS, -(-total // SMALL_SET_SHARDS))
     shard_rows = max(1, min(shard_bytes // max(1, bytes_per_row), small_rows))
     shards = []
@@ -106,7 +106,7 @@ def cut_shards(
         count = -(-rows // shard_rows)
         cuts = [start + i * rows // count for i in range(count + 1)]
         prefix = "x" if band == NO_BAND else f"b{band:02d}"
-        first = next_number(prefix, taken)
+        first = next_number(prefix, [info.name for info in before])
         shards += [
             PlannedShard(
                 name=f"{prefix}-{first + i:06d}",

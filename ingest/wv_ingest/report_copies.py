@@ -48,6 +48,8 @@ class Duplicates:
     """Samples that have copies."""
     shown: tuple[CopyGroup, ...]
     """Some groups, the largest first."""
+    by_rule: frozenset[int]
+    """Samples of these groups that are excluded as copies, and not for another reason."""
 
 
 def read_duplicates(dataset: Dataset) -> Duplicates | None:
@@ -72,7 +74,18 @@ def read_duplicates(dataset: Dataset) -> Duplicates | None:
             counts[name] = samples + row["count_all"], hidden + (row["excluded_sum"] or 0)
     firsts, sizes = np.unique(np.concatenate(pieces or [np.zeros(0, np.int64)]), return_counts=True)
     chosen = _chosen_groups(dataset, firsts, sizes)
-    return Duplicates(counts=counts, groups=len(firsts), shown=_copy_groups(dataset, chosen))
+    shown = _copy_groups(dataset, chosen)
+    members = {ordinal for group in shown for ordinal in (group.first, *(copy.ordinal for copy in group.copies))}
+    return Duplicates(counts=counts, groups=len(firsts), shown=shown, by_rule=_excluded_as_copies(dataset, members))
+
+
+def _excluded_as_copies(dataset: Dataset, members: set[int]) -> frozenset[int]:
+    found: set[int] = set()
+    wanted = pa.array(sorted(members), pa.int64())
+    for batch in table_batches(dataset.directory / DUPLICATES_FILE, ["ordinal", "excluded"]):
+        own = pc.and_(pc.is_in(batch.column("ordinal"), wanted), batch.column("excluded"))
+        found.update(batch.column("ordinal").filter(own).to_pylist())
+    return frozenset(found)
 
 
 def _chosen_groups(dataset: Dataset, firsts: NDArray[np.int64], sizes: NDArray[np.int64]) -> dict[int, int]:
@@ -100,4 +113,8 @@ def _copy_groups(dataset: Dataset, chosen: dict[int, int]) -> tuple[CopyGroup, .
             group.append(Copy(**row))
             group.sort(key=lambda copy: (copy.same_class, copy.ordinal))
             del group[COPIES:]
-    return tuple(CopyGroup(first=first, copies=tuple(copies[first]), size=size) for first, size in chosen.items())
+    groups: dict[frozenset[int], CopyGroup] = {}  # two samples of different classes may each be a copy of the other
+    for first, size in chosen.items():
+        members = frozenset([first, *(copy.ordinal for copy in copies[first])])
+        groups.setdefault(members, CopyGroup(first=first, copies=tuple(copies[first]), size=size))
+    return tuple(groups.values())

@@ -68,6 +68,8 @@ class ReportData:
     """None: not looked for."""
     sheet: tuple[tuple[int, tuple[int, ...]], ...]
     """(class id, ordinals) of some classes, from the smallest to the largest; ordinals drawn by lot."""
+    unseen: frozenset[int]
+    """Ordinals whose pictures are not shown: excluded, and not only as a copy of another. Take-downs are such."""
     labels: dict[int, int]
     """Class id of every ordinal that is shown."""
     names: dict[int, tuple[str, str]]
@@ -88,6 +90,7 @@ def gather(dataset: Dataset) -> ReportData:
     shown = {ordinal for _, ordinals in sheet for ordinal in ordinals}
     for group in duplicates.shown if duplicates else ():
         shown |= {group.first, *(copy.ordinal for copy in group.copies)}
+    by_rule = duplicates.by_rule if duplicates else frozenset()
     return ReportData(
         stats=stats,
         shards=tuple((s.name, s.band, s.samples, s.bytes, s.checksum) for s in dataset.manifest.shards),
@@ -96,6 +99,7 @@ def gather(dataset: Dataset) -> ReportData:
         metadata=_metadata(dataset),
         duplicates=duplicates,
         sheet=sheet,
+        unseen=frozenset(o for o in shown if excluded is not None and excluded[o] and o not in by_rule),
         labels={ordinal: int(dataset.index["label"][ordinal]) for ordinal in shown},
         names=_names(dataset, shown),
     )

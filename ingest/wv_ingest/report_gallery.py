@@ -23,7 +23,7 @@ def duplicates(data: ReportData, pictures: Mapping[int, bytes]) -> str:
     )
     lead = f"Below: {shown}{f': {which}' if which else ''}. "
     lead += "The first picture of a row is the one that the others are copies of."
-    return f'{_counts(found)}{note(lead)}<div class="stack">{groups}</div>'
+    return f'{_rule(data)}{_counts(found)}{note(lead)}<div class="stack">{groups}</div>'
 
 
 def contact_sheet(data: ReportData, pictures: Mapping[int, bytes]) -> str:
@@ -39,6 +39,18 @@ def contact_sheet(data: ReportData, pictures: Mapping[int, bytes]) -> str:
         boxes.append(f'<div class="box">{head}<div class="row">{cards}</div></div>')
     lead = "Of the smallest, the middle and the largest classes; what is excluded is left out."
     return f'{note(lead)}<div class="grid">{"".join(boxes)}</div>'
+
+
+def _rule(data: ReportData) -> str:
+    """How they were looked for, where the manifest says so."""
+    rule = data.stats["duplicates"]
+    if rule is None:
+        return ""
+    bits = rule["near_distance"]
+    near = "Equal files only." if bits is None else f"Near: the perceptual hashes differ in {bits} bits at most."
+    several = f"Copies in several classes: {plain(rule['conflict'])}."
+    skipped = f" {count(rule['skipped'])} comparisons in crowds were left out." if rule["skipped"] else ""
+    return note(f"{near} {several}{skipped}")
 
 
 def _counts(found: Duplicates) -> str:
@@ -64,7 +76,11 @@ def _group(data: ReportData, group: CopyGroup, pictures: Mapping[int, bytes]) ->
 
 def _about(data: ReportData, copy: Copy) -> str:
     """What a copy's picture has under it."""
-    kind = "exact" if copy.kind == "exact" else f"{plain(copy.kind)}, {copy.distance} bits apart"
+    kind = (
+        "exact"
+        if copy.kind == "exact"
+        else f"{plain(copy.kind)}, {copy.distance} {'bit' if copy.distance == 1 else 'bits'} apart"
+    )
     label = "" if copy.same_class else f'<br><span class="no">{_class_name(data, copy.ordinal)}</span>'
     return f"{kind}{', excluded' if copy.excluded else ''}{label}{_key(data, copy.ordinal)}"
 

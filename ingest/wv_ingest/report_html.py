@@ -37,8 +37,14 @@ def write_report(shards: Path, out: Path, progress: Progress, source: Path | Non
         if source is not None:
             paths = [example.path for known in data.rejects.values() for example in known.examples]
             rejected = rejected_thumbnails(source, paths)
-        page = render(data, thumbnails(dataset, data.names), rejected)
+        page = render(data, thumbnails(dataset, data.names.keys() - data.unseen), rejected)
     write_atomic(out, page.encode())
+
+
+def refresh_report(shards: Path, progress: Progress) -> None:
+    """After a change to the data set: write its page again, if it has one."""
+    if (shards / REPORT_FILE).exists():
+        add_report(shards, progress)
 
 
 def add_report(shards: Path, progress: Progress) -> None:

@@ -62,7 +62,7 @@ def bar(part: int, whole: int) -> str:
 def picture(image: bytes | None, name: str, about: str, *, text: str = "", css: str = "") -> str:
     """A small JPEG, or that there is none; `about` shows under the pointer, `text` (HTML) below the picture."""
     if image is None:
-        shown = '<div class="gone">can\'t be shown</div>'
+        shown = '<div class="gone">not shown</div>'
     else:
         data = base64.b64encode(image).decode()
         shown = f'<img src="data:image/jpeg;base64,{data}" alt="{plain(name)}" title="{plain(about)}">'

@@ -89,6 +89,7 @@ summary { cursor: pointer; font-weight: 600; margin: 12px 0 8px }
 }
 @media print {
   html { font-size: 12px }
+  td, th { padding: 3px 4px }
   nav { display: none }
   details .wide, .wide { max-height: none; overflow: visible }
   .box, .tiles div, figure { break-inside: avoid }

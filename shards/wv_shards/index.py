@@ -62,7 +62,9 @@ def open_index(path: Path, samples: int) -> IndexArray:
         # NumPy can't map an empty array.
         index: IndexArray = np.load(path, mmap_mode="r" if samples else None, allow_pickle=False)
     except FileNotFoundError as error:
-        raise CorruptDataError(f"{path}: the index is missing; restore it, or build the shards again") from error
+        raise CorruptDataError(
+            f"{path}: the index is missing; run `wv-ingest verify --repair` on its directory"
+        ) from error
     except (OSError, ValueError, EOFError) as error:
         raise CorruptDataError(
             f"{path}: not a readable index ({type(error).__name__}); run `wv-ingest verify` on its directory"

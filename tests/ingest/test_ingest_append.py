@@ -18,6 +18,7 @@ import pytest
 from wv_ingest.append import AppendOptions, AppendResult, append
 from wv_ingest.build import BuildResult
 from wv_ingest.errors import BuildError, BuildMismatchError, SourceError
+from wv_ingest.exclude import exclude_keys
 from wv_ingest.progress import Progress
 from wv_loader import Loader
 from wv_shards import CorruptDataError, Dataset, Manifest, Overlay, verify
@@ -330,6 +331,26 @@ def test_exclusions_and_ledgers_hold_for_the_grown_data_set(raw: Path, shards: P
     assert sorted(shown) == sorted(set(range(after.samples)) - set(np.flatnonzero(excluded)))
     even = Loader(shards, batch_size=16, size_px=8, balance=0.0, max_repeat=200)
     assert np.allclose(even.expected_exposure() / even.expected_exposure().mean(), [1, 1, 1, 0, 1, 1], rtol=0.25)
+
+
+def test_copies_of_what_was_there_are_excluded_and_exclusions_by_key_stay(
+    tmp_path: Path, encode: Draw, write_list: WriteList, build_small: Build
+) -> None:
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(encode(i, 64, 48))
+    (tmp_path / "z.jpg").write_bytes(encode(2, 64, 48))
+    shards = tmp_path / "shards"
+    build_small(write_list(tmp_path / "one.csv", [(f"{i}.jpg", 0) for i in range(4)]), shards, size_px=0)
+    keys = {key: i for i, key in enumerate(pq.read_table(shards / "samples.parquet").column("key").to_pylist())}
+    asked = next(key for key in keys if key.startswith("1_jpg"))
+    exclude_keys(shards, [asked])
+    result = grow(shards, write_list(tmp_path / "two.csv", [("4.jpg", 0), ("z.jpg", 0), ("5.jpg", 0)]))
+    assert result.manifest.duplicates is not None
+    assert (result.manifest.duplicates.exact, result.manifest.duplicates.excluded) == (1, 1)
+    assert verify(shards) == []
+    rows = Overlay.load(shards / "exclude", manifest_digest=result.manifest.digest).array
+    names = pq.read_table(shards / "samples.parquet").column("path").to_pylist()
+    assert {name: int(row) for name, row in zip(names, rows, strict=True) if row} == {"1.jpg": 2, "z.jpg": 1}
 
 
 @pytest.mark.parametrize(

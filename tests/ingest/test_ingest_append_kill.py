@@ -4,17 +4,21 @@ import fcntl
 import io
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from wv_ingest.append import AppendOptions, append, finish_swap
 from wv_ingest.build import BuildResult
 from wv_ingest.errors import BuildMismatchError
+from wv_ingest.exclude import exclude_keys
 from wv_ingest.progress import Progress
-from wv_shards import APPEND_DIR, Dataset, Manifest, OutputExistsError, UnfinishedBuildError, verify
+from wv_shards import APPEND_DIR, Dataset, Manifest, OutputExistsError, Overlay, UnfinishedBuildError, verify
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 Draw = Callable[..., bytes]
@@ -63,7 +67,7 @@ def grow(shards: Path, raw: Path) -> None:
 ARGUMENTS = ("--max-reject-fraction", 0.5, "--workers")
 
 
-@pytest.mark.parametrize("point", ["plan.arrow.tmp", "plan.json", 1, 3, "index.npy", "joined/samples.parquet.tmp"])
+@pytest.mark.parametrize("point", ["plan.arrow.tmp", 1, 3, "joined/samples.parquet.tmp"])
 def test_an_append_killed_anywhere_ends_with_the_same_bytes(
     shards: Path,
     reference: Path,
@@ -148,7 +152,10 @@ def test_every_step_of_the_exchange_can_be_the_last(
             with pytest.raises(UnfinishedBuildError, match="append` has not been finished; run the same command again"):
                 Dataset.open(shards)
             seen.add("unfinished")
-        grow(shards, grown_raw)
+        if (shards / APPEND_DIR / "joined" / "manifest.json").exists():
+            finish_swap(shards)  # as `append` does first
+        else:
+            grow(shards, grown_raw)
         assert folder_bytes(shards) == folder_bytes(grown), f"killed before step {kill_at}"
         shutil.rmtree(shards)
         if finished:
@@ -182,6 +189,24 @@ def test_the_exchange_needs_no_source_and_only_append_finishes_it(
     assert folder_bytes(shards) == folder_bytes(grown)
 
 
+def test_what_is_excluded_before_the_exchange_stays_excluded(
+    shards: Path, grown_raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A take-down in the old data set, while the new one lies prepared beside it."""
+    keys = pq.read_table(shards / "samples.parquet", columns=["key"]).column("key").to_pylist()
+    exclude_keys(shards, keys[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr("wv_ingest.append.finish_swap", kill)
+        with pytest.raises(Killed):
+            grow(shards, grown_raw)
+    exclude_keys(shards, keys[:1], undo=True)
+    exclude_keys(shards, keys[7:8])
+    before = Overlay.load(shards / "exclude", manifest_digest=Manifest.load(shards).digest).array
+    grow(shards, grown_raw)
+    after = Overlay.load(shards / "exclude", manifest_digest=Manifest.load(shards).digest).array
+    assert np.flatnonzero(before & 2).tolist() == np.flatnonzero(after & 2).tolist() == [1, 7]
+
+
 def test_an_unfinished_append_of_something_else_is_refused_and_kept(
     shards: Path, webvision: Path, grown_raw: Path, tmp_path: Path, encode: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,3 +235,49 @@ def test_two_appends_can_not_work_in_one_data_set(shards: Path, grown_raw: Path,
     assert done.returncode == 1
     assert "another command is at work in .append; wait for it" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_leaves_the_old_data_set_and_the_append_goes_on_when_there_is_space(
+    small_disk: Path, webvision: Path, grown_raw: Path, grown: Path, reference: Path, ingest: Ingest
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=1200k", str(small_disk)], check=True)
+    shards = small_disk / "shards"
+    shutil.copytree(reference, shards)
+    failed = ingest("append", shards, grown_raw, *ARGUMENTS, 2)
+    assert failed.returncode == 1, failed.stdout
+    assert failed.stderr.splitlines()[-1].startswith(
+        "wv-ingest: no space left on the device; free some and run the same"
+    )
+    assert "Traceback" not in failed.stderr
+    assert Manifest.load(shards) == Manifest.load(reference)
+    assert verify(shards) == []
+    assert not list(shards.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    assert ingest("append", shards, grown_raw, *ARGUMENTS, 2).returncode == 0
+    assert Manifest.load(shards) == Manifest.load(grown)
+    assert verify(shards) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_an_append_cleanly(
+    shards: Path,
+    reference: Path,
+    grown_raw: Path,
+    grown: Path,
+    number: signal.Signals,
+    code: int,
+    start_ingest: StartIngest,
+    ingest: Ingest,
+) -> None:
+    with start_ingest("append", shards, grown_raw, *ARGUMENTS, 1) as process:
+        while process.poll() is None and not reached(shards / APPEND_DIR, 1):
+            pass
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "run the same command again" in err
+    assert Manifest.load(shards) == Manifest.load(reference)
+    assert not list(shards.rglob("*.tmp"))
+    assert ingest("append", shards, grown_raw, *ARGUMENTS, 1).returncode == 0
+    assert Manifest.load(shards) == Manifest.load(grown)

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -159,20 +159,6 @@ def test_a_validation_set_takes_its_training_sets_classes(webvision: Path, built
     train, val = Manifest.load(built), Manifest.load(tmp_path / "val")
     assert [c.name for c in val.classes] == [c.name for c in train.classes]
     assert (val.split, val.samples) == ("val", 12)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"needs root and mount: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_line_and_the_build_goes_on_when_there_is_space(

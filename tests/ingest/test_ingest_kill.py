@@ -21,7 +21,9 @@ Leave = Callable[[Path, Path], None]
 BuildCommand = Callable[..., list[str]]
 
 
-@pytest.mark.parametrize("point", ["plan.arrow.tmp", 1, 4, "index.npy.tmp", "moving"])
+@pytest.mark.parametrize(
+    "point", ["plan.arrow.tmp", 1, 4, "index.npy.tmp", "duplicates.parquet.tmp", "exclude.npy", "moving"]
+)
 def test_a_build_killed_anywhere_ends_with_the_same_bytes(
     webvision: Path,
     reference: Path,

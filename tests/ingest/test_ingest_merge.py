@@ -119,7 +119,30 @@ def test_exclusions_of_all_sets_hold(halves: list[Path], tmp_path: Path) -> None
     Overlay(kind="exclude", array=two, manifest_digest=manifests[1].digest).save(sets[1] / "exclude")
     manifest = join(tmp_path / "out", *sets)
     rows = Overlay.load(tmp_path / "out" / "exclude", manifest_digest=manifest.digest, kind="exclude").array
-    assert {int(i): int(rows[i]) for i in np.flatnonzero(rows)} == {5: 1, manifests[0].samples + 7: 2}
+    assert {int(i): int(rows[i]) for i in np.flatnonzero(rows)} == {5: 2, manifests[0].samples + 7: 2}
+
+
+def test_copies_are_found_across_sets_by_the_rule_of_all(tmp_path: Path, encode: Draw, build_small: Build) -> None:
+    for name in ("a", "b"):
+        for number in (1, 2, 3) if name == "a" else (3, 4):
+            path = tmp_path / name / "cat" / f"{name}{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(number, 64, 48))
+        build_small(tmp_path / name, tmp_path / f"s{name}", size_px=0)
+    one = Manifest.load(tmp_path / "sa")
+    assert one.duplicates is not None
+    assert one.duplicates.excluded == 0
+    manifest = join(tmp_path / "out", tmp_path / "sa", tmp_path / "sb")
+    assert manifest.duplicates is not None
+    assert (manifest.duplicates.exact, manifest.duplicates.excluded) == (1, 1)
+    rows = Overlay.load(tmp_path / "out" / "exclude", manifest_digest=manifest.digest).array
+    with Dataset.open(tmp_path / "out") as dataset:
+        keys = dataset.samples_table(["key"]).column("key").to_pylist()
+    assert [key.split("-")[0] for key, row in zip(keys, rows, strict=True) if row] == ["cat_b3_jpg"]
+    bare = tmp_path / "bare"
+    shutil.copytree(tmp_path / "sb", bare)
+    replace(Manifest.load(bare), duplicates=None).save(bare)
+    assert join(tmp_path / "unsearched", tmp_path / "sa", bare).duplicates is None
 
 
 def test_rows_that_both_sets_left_out_stay_once(webvision: Path, tmp_path: Path, build_small: Build) -> None:

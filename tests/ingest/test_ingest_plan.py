@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wv_ingest.keys import key_of, text_of
-from wv_ingest.plan import SMALL_SET_SHARDS, SMALL_SHARD_ROWS, cut_shards, order_rows
+from wv_ingest.plan import NO_BAND, SMALL_SET_SHARDS, SMALL_SHARD_ROWS, cut_shards, order_rows
 from wv_ingest.sources import Source, constant, rows_table
-from wv_shards import MAX_KEY_BYTES, ShardWriter, band_of, key_hash
+from wv_shards import MAX_KEY_BYTES, ShardInfo, ShardWriter, band_of, key_hash
 
 paths = st.binary(min_size=1, max_size=200)
 PLACES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=120)
@@ -113,3 +113,17 @@ def test_another_seed_gives_another_order_and_the_same_bands() -> None:
     assert a.bands == b.bands
     assert a.order.tolist() != b.order.tolist()
     assert a.trial.tolist() != b.trial.tolist()
+
+
+def test_new_rows_are_cut_as_finely_as_the_whole_set_would_be_and_numbers_go_on() -> None:
+    """Else a thousand small appends would leave a hundred thousand small shards."""
+    info = ShardInfo(name="b10-000041", samples=1_000_000, bytes=1, checksum="", band=10)
+    other = ShardInfo(name="x-000003", samples=10, bytes=1, checksum="", band=None)
+    bands = ((NO_BAND, 0, 30), (9, 30, 530), (10, 530, 1500))
+    shards = cut_shards(bands, 100, 64_000_000, (info, other))
+    assert [(s.name, s.band, s.start, s.stop) for s in shards] == [
+        ("x-000004", None, 0, 30),
+        ("b09-000000", 9, 30, 530),
+        ("b10-000042", 10, 530, 1500),
+    ]
+    assert len(cut_shards(bands, 100, 64_000_000)) > 20

@@ -234,21 +234,53 @@ def test_duplicates_stand_beside_what_they_are_copies_of(tmp_path: Path, draw_da
     other = labels.index(1)
     rows = [(o, one[0], "exact", 0, True, True) for o in one[1:9]] + [(other, one[0], "near", 7, False, False)]
     rows += [(one[11], one[10], "near", 3, True, True)]
+    pair = one[20], labels.index(1, other + 1)
+    rows += [(*pair, "exact", 0, False, False), (*pair[::-1], "exact", 0, False, False)]  # shown once
     write_duplicates(shards, sorted(rows))
     page = report_of(shards, tmp_path)
     table = [row[1:] if row[0] == "all" else row for row in page.tables["duplicates"][0][1:]]
     assert table == [
         ["exact", "the same", "8", "8"],
+        ["exact", "another", "2", "0"],
         ["near", "the same", "1", "1"],
         ["near", "another", "1", "0"],
-        ["", "10", "9"],
+        ["", "12", "9"],
     ]
     text = page.texts["duplicates"]
     assert text.index(keys[one[0]]) < text.index(keys[other]) < text.index(keys[one[10]])  # the largest group first
     assert "near, 7 bits apart" in text
     assert f"near, 3 bits apart, excluded{keys[one[11]]}" in text
     assert "and 5 more" in text
-    assert pictures(page) == (1 + COPIES) + 2 + 2 * SHEET_SAMPLES
+    assert pictures(page) == (1 + COPIES) + 2 + 2 + 2 * SHEET_SAMPLES
+
+
+def test_what_was_taken_down_is_not_shown_among_copies_either(tmp_path: Path, draw_dataset: DrawDataset) -> None:
+    """A copy that is excluded as such is shown; one that was excluded by hand is not, nor a first one."""
+    shards = draw_dataset(tmp_path / "shards", [30])
+    write_duplicates(
+        shards, [(2, 1, "exact", 0, True, True), (3, 1, "exact", 0, True, False), (6, 5, "near", 1, True, True)]
+    )
+    with Dataset.open(shards) as dataset:
+        array = np.zeros(30, dtype=bool)
+        array[[2, 3, 5, 6]] = True
+        Overlay(kind="exclude", array=array, manifest_digest=dataset.manifest.digest).save(shards / "exclude")
+        keys = dataset.samples_table(["key"]).column("key").to_pylist()
+        assert gather(dataset).unseen == {3, 5}
+    page = report_of(shards, tmp_path)
+    assert page.texts["duplicates"].count("not shown") == 2
+    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert not {keys[3], keys[5]} & set(alts)
+    assert {keys[1], keys[2], keys[6]} <= set(alts)
+
+
+def test_excluding_by_key_writes_the_page_again(reference: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(reference, tmp_path / "copy")
+    shown = re.search('alt="([^"]+)"', (shards / "report.html").read_text())
+    assert shown is not None
+    (tmp_path / "keys").write_text(shown[1])
+    assert invoke("exclude", shards, "--keys", tmp_path / "keys").exit_code == 0
+    assert f'alt="{shown[1]}"' not in (shards / "report.html").read_text()
+    assert "excluded by overlay" in Page((shards / "report.html").read_text()).texts[""]
 
 
 def test_pictures_are_bounded_and_the_largest_groups_of_every_kind_are_shown(
@@ -326,7 +358,7 @@ def test_a_damaged_sample_has_no_picture_and_stops_nothing(tmp_path: Path, draw_
         file.write(b"\x00\x00\x00")
     page = report_of(shards, tmp_path)
     assert pictures(page) == 3
-    assert "can't be shown" in page.texts["samples"]
+    assert "not shown" in page.texts["samples"]
 
 
 def test_excluded_samples_are_not_drawn_and_the_curve_shows_what_is_left(
