@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 
 from wv_ingest.build_state import (
     LOCK_FILE,
+    SPOOL_DIR,
     BuildState,
     Identity,
     build_lock,
@@ -49,7 +50,9 @@ from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.ray_pool import AnyPool, RayOptions, RayPool
 from wv_ingest.sources import Source, SourceOptions, read_source
-from wv_shards import BUILD_DIR, PART_FILE, Manifest, OutputExistsError, ShardInfo, temporary_files
+from wv_ingest.webdataset_tars import scanned, streams_of, tars_of_source
+from wv_ingest.webdataset_urls import TarUrl, remove_spooled
+from wv_shards import BUILD_DIR, MANIFEST_FILE, PART_FILE, Manifest, OutputExistsError, ShardInfo, temporary_files
 
 DEFAULT_REJECT_FRACTION = 0.1
 _TRIAL_CHUNK = 8
@@ -68,6 +71,8 @@ class BuildOptions:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     max_reject_fraction: float = DEFAULT_REJECT_FRACTION
     """The build stops as soon as more of the source's rows than this are rejected; `filtered` ones do not count."""
+    spool: Path | None = None
+    """Where streams of a WebDataset source are spooled; None: in the unfinished build's folder."""
     unlisted: bool = True
     """Look for files that no list names; it decides that field of the manifest only."""
     duplicates: DuplicateOptions = field(default_factory=DuplicateOptions)
@@ -88,6 +93,10 @@ class BuildOptions:
 
     def deciding(self, source: Source) -> dict[str, Any]:
         """What decides bytes besides seed, split and codecs, as the manifest's `options` has it."""
+        return self.deciding_of(source.source_format, source.streams, source.digest())
+
+    def deciding_of(self, source_format: str, streams: str | None, source_rows: str) -> dict[str, Any]:
+        """The same of a source that was not read: its format, the fingerprints of its streams and of its rows."""
         return {
             "size": self.check.size_px,
             "quality": self.check.quality,
@@ -103,9 +112,10 @@ class BuildOptions:
             "max_cpu_s": self.limits.max_cpu_s,
             "max_memory_mb": self.limits.max_memory_mb,
             **self.duplicates.deciding(),
-            "source_format": source.source_format,
+            "source_format": source_format,
             **self.source.deciding(),
-            "source_rows": source.digest(),
+            **({} if streams is None else {"source_streams": streams}),
+            "source_rows": source_rows,
         }
 
 
@@ -150,16 +160,17 @@ class DryRun:
     lookup: Lookup
 
 
-def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> DryRun:
-    """Plan as `build` does, a trial on some images included, and write nothing.
+def plan_only(source_path: Path | str, options: BuildOptions, progress: Progress) -> DryRun:
+    """Plan as `build` does, a trial on some images included, and write nothing (streams are spooled for the time).
 
     Raises:
         SourceError, ShardsError: as `read_source`.
         WorkerDiedError: a worker ended without an answer.
     """
-    source = _read(source_path, options, progress)
-    order = order_rows(source, options.seed)
     with tempfile.TemporaryDirectory(prefix="wv-ingest-") as scratch:
+        given = tars_of_source(source_path, options.source)
+        source = _read(source_path, given, options, progress, options.spool or Path(scratch) / SPOOL_DIR)
+        order = order_rows(source, options.seed)
         pool = _pool(source, Path(scratch), replace(options, ray=None))
         with _closing(pool):
             lookup = look_up(source, Path(scratch), pool, progress, unlisted=options.unlisted)
@@ -167,8 +178,11 @@ def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> D
     return DryRun(source=source, order=order, shards=tuple(shards), bytes_per_row=bytes_per_row, lookup=lookup)
 
 
-def build(source_path: Path, out: Path, options: BuildOptions, progress: Progress) -> BuildResult:
+def build(source_path: Path | str, out: Path, options: BuildOptions, progress: Progress) -> BuildResult:
     """Build the shards of a source into `out`, or finish a build of the same that was stopped.
+
+    Args:
+        source_path: file or folder; a text is a list of tars as `webdataset` understands it.
 
     Raises:
         SourceError: the source is not what it should be.
@@ -185,7 +199,7 @@ def build(source_path: Path, out: Path, options: BuildOptions, progress: Progres
     return result
 
 
-def build_part(source_path: Path, out: Path, options: BuildOptions, progress: Progress) -> PartResult:
+def build_part(source_path: Path | str, out: Path, options: BuildOptions, progress: Progress) -> PartResult:
     """Build `options.part` into `out`, or finish it; raises as `build` does."""
     assert options.part is not None
     result = _build(source_path, out, options, progress)
@@ -193,10 +207,23 @@ def build_part(source_path: Path, out: Path, options: BuildOptions, progress: Pr
     return result
 
 
-def _build(source_path: Path, out: Path, options: BuildOptions, progress: Progress) -> BuildResult | PartResult:
+def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: Progress) -> BuildResult | PartResult:
     started = time.monotonic()
     existing(out)  # refuse before the long reading of a source
-    source = _read(source_path, options, progress)
+    given = tars_of_source(source_path, options.source)
+    spool_dir = options.spool or out / BUILD_DIR / SPOOL_DIR
+    if (streams := streams_of(given)) is not None and (out / MANIFEST_FILE).is_file():
+        rows = str(Manifest.load(out).options.get("source_rows"))  # not compared: that would mean to fetch all again
+        deciding = options.deciding_of("webdataset", streams, rows)
+        same = Identity(seed=options.seed, split=options.source.split, options=deciding, codecs=codecs())
+        return complete_before(out, same, started)
+    try:
+        source = _read(source_path, given, options, progress, spool_dir)
+    except SourceError:
+        for folder in (spool_dir, out / BUILD_DIR, out):
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+        raise
     if source.source_format == "folders" and source.root.resolve() in (out.resolve(), *out.resolve().parents):
         raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
     identity = Identity(
@@ -246,6 +273,7 @@ def _build(source_path: Path, out: Path, options: BuildOptions, progress: Progre
                 packed_rows=packed_rows,
             )
         manifest = finalize(out, build_dir, state, progress)
+    remove_spooled(given, spool_dir)
     return BuildResult(
         manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows, noisy_rows=noisy_rows
     )
@@ -269,9 +297,14 @@ def _sees(root: Path, build_dir: Path) -> dict[str, Any]:
     return {**codecs(), "source": any(os.scandir(root)), "output": (build_dir / LOCK_FILE).is_file()}
 
 
-def _read(path: Path, options: BuildOptions, progress: Progress) -> Source:
+def _read(
+    path: Path | str, given: Sequence[TarUrl], options: BuildOptions, progress: Progress, spool_dir: Path
+) -> Source:
     progress.note(f"reading {path}")
-    source = read_source(path, options.source)
+    tars = None
+    if given:
+        tars = scanned(path, given, options.source, spool_dir=spool_dir, workers=options.workers, progress=progress)
+    source = read_source(path, options.source, tars)
     for text in source.warnings:
         progress.warn(text)
     without = [source.class_names[c] for c in (source.class_rows() == 0).nonzero()[0]]
@@ -342,7 +375,7 @@ def pack_shards(
     before = before or Counter()
     whole = options.part is None
     shards = _own(state, options)
-    rejects = Counter({Reason.REPEATED_ROW.value: state.repeated} if whole else {})
+    rejects = Counter({Reason.REPEATED_ROW.value: state.repeated, **state.unlabelled} if whole else {})
     wanted = sum(shard.stop - shard.start for shard in shards) + rejects.total()
     todo, done_rows = [], rejects.total()
     for shard in shards:

@@ -47,6 +47,8 @@ PLAN_FILE = "plan.json"
 FILTERED_FILE = "filtered.arrow"
 REPEATED_FILE = "repeated.outcomes"
 LOCK_FILE = "lock"
+SPOOL_DIR = "spool"
+"""Where streams of a WebDataset source are spooled; an unfinished build keeps it, whatever its plan."""
 APPENDED = "appended"
 """Key of the manifest's options: digests of the sources that were appended, in their order."""
 MERGED = "merged"
@@ -91,6 +93,8 @@ class BuildState:
     """Rows whose path an earlier row has; they are in no shard."""
     filtered: int
     """Rows that were not asked for; they are in no shard."""
+    unlabelled: dict[str, int]
+    """Rows without a class, by reason; they are in no shard."""
     origin_rows: dict[str, int]
     """By `google` and `flickr`, filtered rows left out; empty where the source has no origins."""
     original_ids: list[int] | None
@@ -305,13 +309,18 @@ def save_state(
         _write_filtered(build_dir / FILTERED_FILE, source.left_out)
     origins = Counter(dict(zip(*_value_counts(rows.column("source")), strict=True)))
     origins.pop("", None)
+    unlabelled = (
+        {} if source.left_out is None else dict(zip(*_value_counts(source.left_out.column("reason")), strict=True))
+    )
+    filtered = unlabelled.pop(Reason.FILTERED.value, 0)
     state = BuildState(
         identity=identity,
         part=part,
         class_names=list(source.class_names),
         order=xxhash.xxh3_128_hexdigest(order.order.astype("<i8").tobytes()),
         rows=source.rows_in_all,
-        filtered=source.rows_in_all - rows.num_rows,
+        filtered=filtered,
+        unlabelled=dict(sorted(unlabelled.items())),
         origin_rows=dict(sorted(origins.items())),
         original_ids=None if source.original_ids is None else list(source.original_ids),
         metadata=source.has_metadata,
@@ -337,7 +346,8 @@ def tars_of(source: Source) -> list[list[Any]]:
 
 
 def _write_filtered(path: Path, left_out: pa.Table) -> None:
-    """Rows that were not asked for, in the source's order, as `finalize` streams them into the table of rejects."""
+    """Rows that get into no shard by what the source says of them, in its order: `finalize` streams them into the
+    table of rejects."""
     schema = pa.schema([("row", pa.int64()), *REJECTS_SCHEMA])
     with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
         for start in range(0, left_out.num_rows, _CHUNK_ROWS):
@@ -346,7 +356,7 @@ def _write_filtered(path: Path, left_out: pa.Table) -> None:
                 "row": part.column("row"),
                 "path": pa.array([text_of(text) for text in part.column("path").to_pylist()], pa.string()),
                 "label": part.column("label"),
-                "reason": pa.repeat(pa.scalar(Reason.FILTERED.value), part.num_rows),
+                "reason": part.column("reason"),
                 "detail": part.column("detail").cast(pa.string()),
             }
             writer.write_table(pa.table(columns).cast(schema).combine_chunks())
@@ -375,9 +385,9 @@ def remove_build_dir(build_dir: Path) -> None:
 def _clear(build_dir: Path) -> None:
     (build_dir / PLAN_FILE).unlink(missing_ok=True)  # first: without it nothing else counts
     for leftover in build_dir.iterdir():
-        if leftover.is_dir():
+        if leftover.is_dir() and leftover.name != SPOOL_DIR:
             shutil.rmtree(leftover)
-        elif leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE):
+        elif leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE, SPOOL_DIR):
             leftover.unlink()
 
 

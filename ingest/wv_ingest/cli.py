@@ -28,6 +28,7 @@ from wv_ingest.report_html import REPORT_FILE, add_report
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
 from wv_ingest.summary import print_conflicts, print_dry_run, print_part, print_stats, print_summary
+from wv_ingest.webdataset_urls import is_spec
 from wv_shards import Dataset
 
 
@@ -45,11 +46,11 @@ def main() -> None:
 
 
 @main.command("build-shards")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--source-format",
-    type=click.Choice(["webvision", "folders", "list"]),
+    type=click.Choice(["webvision", "folders", "list", "webdataset"]),
     help="Layout of SOURCE. Default: detected.",
 )
 @click.option(
@@ -83,6 +84,24 @@ def main() -> None:
     default="label",
     show_default=True,
     help="Of a list: the column of labels. Whole numbers are class ids, anything else is names, sorted.",
+)
+@click.option(
+    "--label-key",
+    metavar="KEY",
+    help="WebDataset: the label is this value of a sample's .json, as in meta.class; a whole number or a name. "
+    "Default: the number in .cls, else label in .json.",
+)
+@click.option(
+    "--class-names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="WebDataset: names of the classes, one a line, in the order of their ids.",
+)
+@click.option(
+    "--spool",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="WebDataset: where URLs and pipes are copied to before they are read. Default: in OUT, until it is finished.",
 )
 @click.option(
     "--size",
@@ -181,7 +200,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @one_line_errors
 def build_shards(
-    source: Path,
+    source: str,
     out: Path,
     *,
     source_format: Any,
@@ -191,6 +210,9 @@ def build_shards(
     classes: str | None,
     path_column: str,
     label_column: str,
+    label_key: str | None,
+    class_names: Path | None,
+    spool: Path | None,
     size_px: int,
     quality: int,
     subsampling: Any,
@@ -219,7 +241,9 @@ def build_shards(
     """Check, resize and pack the images of SOURCE into shards in OUT.
 
     SOURCE is a WebVision root (info/, google/, flickr/, val_images_256/, or their tars as downloaded, which are read
-    in place), a folder of class folders, or a list (CSV, TSV, JSON lines, Parquet) of paths and labels.
+    in place), a folder of class folders, a list (CSV, TSV, JSON lines, Parquet) of paths and labels, or WebDataset
+    tars: a folder of them, or as the package webdataset (extra [webdataset]) understands it, with braces, '::',
+    URLs and pipe:.
     Every row ends in a shard or in rejects.parquet. A build that was stopped, even by a power cut, goes on when the
     same command is run again.
 
@@ -229,6 +253,8 @@ def build_shards(
       wv-ingest build-shards /data/webvision shards/val --split val --classes-from shards/train
       wv-ingest build-shards /data/webvision shards/mini --only google --classes 0-49
       wv-ingest build-shards photos/list.csv shards --path-column file --label-column class --size 0
+      wv-ingest build-shards 'wds/train-{000..146}.tar' shards/train --label-key meta.class
+      wv-ingest build-shards 'pipe:aws s3 cp s3://bucket/a.tar -' shards/a --spool /scratch
       wv-ingest build-shards /data/webvision shards/train --dry-run
       wv-ingest build-shards /data/webvision parts/03 --part 3/16
     """
@@ -254,12 +280,15 @@ def build_shards(
                 classes_from=classes_from,
                 only=only,
                 class_ids=None if classes is None else parse_classes(classes),
+                label_key=label_key,
+                class_names=class_names,
             ),
             limits=WorkerLimits(max_cpu_s=max_cpu_s, max_memory_mb=max_memory_mb),
             seed=seed,
             shard_mb=shard_mb,
             duplicates=DuplicateOptions(conflict=Conflict(conflict), near_distance=near_distance),
             max_reject_fraction=max_reject_fraction,
+            spool=spool,
             part=None if part is None else Part.parse(part),
             ray=RayOptions(address=ray_address, actors=workers) if executor == "ray" else None,
             unlisted=not no_unlisted,
@@ -267,16 +296,17 @@ def build_shards(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    given = source if source_format in (None, "webdataset") and is_spec(source) else Path(source)
     click.echo(f"decoder: {codecs()['decoder']}")
     with Progress() as progress:
         try:
             with stoppable():
                 if dry_run:
-                    print_dry_run(plan_only(source, options, progress), options)
+                    print_dry_run(plan_only(given, options, progress), options)
                 elif options.part is not None:
-                    print_part(build_part(source, out, options, progress), out)
+                    print_part(build_part(given, out, options, progress), out)
                 else:
-                    result = build(source, out, options, progress)
+                    result = build(given, out, options, progress)
                     print_summary(result, out)
                     print_conflicts(out, result.manifest)
                     if not no_report and not (result.complete_before and (out / REPORT_FILE).exists()):

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.build_state import REPEATED_FILE, BuildState, filtered_rows, remove_build_dir
-from wv_ingest.check import Reason
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.outcomes import packed, read_outcomes, read_summary, records_of, rejected
@@ -81,7 +80,7 @@ class _Account:
             rows = part.column("row").to_numpy()
             assert not self.seen[rows].any(), "a row of the source has two outcomes"
             self.seen[rows] = True
-            self.rejects[Reason.FILTERED.value] += len(rows)
+            self.rejects.update(part.column("reason").to_pylist())
             upto = int(np.searchsorted(numbers, rows[-1]))
             yield pa.concat_tables([own.slice(taken, upto - taken), part]).sort_by("row").select(REJECTS_SCHEMA.names)
             taken = upto

@@ -149,7 +149,7 @@ def _same_build(first: _CompletePart, part: _CompletePart) -> None:
 
 
 def _check_rejects(parts: Sequence[_CompletePart], wanted: int, max_reject_fraction: float) -> None:
-    rejects = Counter({Reason.REPEATED_ROW.value: parts[0].state.repeated})
+    rejects = Counter({Reason.REPEATED_ROW.value: parts[0].state.repeated, **parts[0].state.unlabelled})
     for part in parts:
         for shard in part.part.share(part.state.shards):
             rejects.update(_summary(part, shard).rejects)
@@ -185,7 +185,7 @@ def _bring_all(
     for name in (REPEATED_FILE, FILTERED_FILE):
         if (parts[0].build_dir / name).is_file() and not (build_dir / name).is_file():
             bring(parts[0].build_dir / name, build_dir / name, tick)
-    yield parts[0].state.repeated, 0
+    yield parts[0].state.repeated + sum(parts[0].state.unlabelled.values()), 0
     for part in parts:
         for shard in part.part.share(part.state.shards):
             summary = _summary(part, shard)

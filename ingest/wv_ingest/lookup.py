@@ -48,7 +48,7 @@ def look_up(
         unlisted: whether to look for files that no list names; it walks all folders.
     """
     if source.folders is None:
-        return Lookup()
+        return Lookup(places=source.places, unlisted=source.strays)
     tars = _index(source, build_dir, pool, progress)
     if not tars and not unlisted:
         return Lookup()

@@ -20,7 +20,7 @@ from wv_ingest.phash import halves
 from wv_ingest.plan import PlannedShard
 from wv_ingest.pool import Desk, Verdict
 from wv_ingest.source_files import SourceFiles
-from wv_ingest.tars import IndexedTar, IndexJob, index_tar, indexed
+from wv_ingest.tars import NO_IMAGE, IndexedTar, IndexJob, index_tar, indexed
 from wv_shards import ShardWriter, checksum
 
 PLAN_ROWS_FILE = "plan.arrow"
@@ -201,6 +201,8 @@ class Packer:
             os.close(descriptor)
 
     def _read_member(self, place: Place) -> bytes | Rejected:
+        if place[0] == NO_IMAGE:
+            return Rejected(reason=Reason.NO_IMAGE, detail="")
         if place[2] > self._options.max_bytes:
             return Rejected(reason=Reason.TOO_MANY_BYTES, detail=str(place[2]))
         try:
@@ -212,7 +214,7 @@ class Packer:
 
 def place_of(row: dict[str, Any]) -> Place | None:
     """Where a row of the plan lies in a tar, if it does."""
-    return None if row.get("tar", -1) < 0 else (row["tar"], row["offset"], row["size"])
+    return None if row.get("tar", -1) == -1 else (row["tar"], row["offset"], row["size"])
 
 
 def outcomes_path(build_dir: Path, shard: PlannedShard) -> Path:

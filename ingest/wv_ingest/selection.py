@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wv_ingest.check import Reason
 from wv_ingest.errors import SourceError
 from wv_ingest.sources import MAX_CLASSES, Source
 
@@ -74,13 +75,18 @@ def select(source: Source, origin: str | None, class_ids: Sequence[int] | None, 
     words = pa.array([*(f"class-{c}" for c in range(len(source.class_names))), "source"])
     codes = np.where(new_labels[out] < 0, labels[out], len(words) - 1).astype(np.int32)
     detail = pa.DictionaryArray.from_arrays(pa.array(codes), words)
+    own = np.arange(len(labels)) if source.numbers is None else source.numbers  # (rows,) numbers in the source
     left_out = rows.select(["path", "label", "source"]).take(numbers)
-    left_out = left_out.append_column("detail", detail).append_column("row", numbers)
+    left_out = left_out.append_column("detail", detail).append_column("row", pa.array(own[out]))
+    left_out = left_out.append_column("reason", pa.repeat(pa.scalar(Reason.FILTERED.value), len(out)))
+    if source.left_out is not None:
+        left_out = pa.concat_tables([left_out.cast(source.left_out.schema), source.left_out]).sort_by("row")
     return replace(
         source,
         rows=rows.filter(pa.array(kept)).combine_chunks(),
         class_names=tuple(names) if names is not None else source.class_names,
         original_ids=None if class_ids is None else tuple(class_ids),
-        numbers=np.flatnonzero(kept),
-        left_out=left_out,
+        numbers=own[kept],
+        left_out=left_out.combine_chunks(),
+        places=None if source.places is None else source.places[kept],
     )

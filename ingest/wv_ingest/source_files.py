@@ -1,4 +1,4 @@
-"""Bytes of a source's members and metadata, wherever they lie. Opened tars stay open."""
+"""Bytes of a source's members and metadata, wherever they lie. Opened tars stay open, up to a number of them."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,7 @@ METADATA_PLACES_FILE = "metadata.arrow"
 """Path, tar, offset and size of the metadata lists that lie in tars."""
 _METADATA_FOLDERS = (b"", b"info", b"metadata", b"info/metadata")
 """Where a list may lie below the root."""
+_MOST_OPEN = 256
 
 
 class SourceFiles:
@@ -35,9 +36,13 @@ class SourceFiles:
             OSError: the tar can't be read.
         """
         tar, offset, size = place
-        if tar not in self._open:
-            self._open[tar] = os.open(self._tars[tar], os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._open[tar], size, offset)
+        descriptor = self._open.pop(tar, None)
+        if descriptor is None:
+            if len(self._open) >= _MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))  # the one that was used the longest time ago
+            descriptor = os.open(self._tars[tar], os.O_RDONLY | os.O_CLOEXEC)
+        self._open[tar] = descriptor
+        return os.pread(descriptor, size, offset)
 
     def metadata(self, path: bytes, offset: int, size: int) -> bytes | None:
         """Bytes of a metadata list, `size` of them at most; None if there is no such list."""

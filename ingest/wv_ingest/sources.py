@@ -1,12 +1,12 @@
 """What to build from: every row of the source as columns, and the classes' names. No image is opened here.
 
-Three layouts are read (`webvision`, `folders`, `list`; a file each), detected or named. A row is a path, relative
-to the source's root, and a class id. Sixteen million rows fit: they are Arrow columns, never objects.
+Four layouts are read (`webvision`, `folders`, `list`, `webdataset`; a file each), detected or named. A row is a path,
+relative to the source's root, and a class id. Sixteen million rows fit: they are Arrow columns, never objects.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from wv_ingest.errors import SourceError
+from wv_ingest.tars import Unlisted
 from wv_shards import Manifest
 
-SourceFormat = Literal["webvision", "folders", "list"]
+if TYPE_CHECKING:
+    from wv_ingest.source_webdataset import WebDatasetTars
+
+SourceFormat = Literal["webvision", "folders", "list", "webdataset"]
 Split = Literal["train", "val"]
 Origin = Literal["google", "flickr", "all"]
 
@@ -55,14 +59,22 @@ class SourceOptions:
     """WebVision: the rows of one search engine."""
     class_ids: tuple[int, ...] | None = None
     """The classes to keep, ascending; their ids become 0 … k − 1. None: all."""
+    label_key: str | None = None
+    """WebDataset: where in a sample's `.json` the label is, as in `a.b`. None: in `.cls`, else `label` in `.json`."""
+    class_names: Path | None = None
+    """WebDataset: a file with a name a line, by class id."""
 
     def __post_init__(self) -> None:
         if self.class_ids is not None and self.classes_from is not None:
             raise ValueError("classes are chosen either by their ids or by a training set (--classes-from), got both")
+        if self.class_names is not None and self.classes_from is not None:
+            raise ValueError("class names come either from a file or from a training set (--classes-from), got both")
 
     def deciding(self) -> dict[str, object]:
         """The choice of rows, as the manifest's `options` has it; empty for all."""
         chosen: dict[str, object] = {} if self.only == "all" else {"only": self.only}
+        if self.label_key is not None:
+            chosen["label_key"] = self.label_key
         return chosen if self.class_ids is None else {**chosen, "classes": list(self.class_ids)}
 
 
@@ -90,7 +102,13 @@ class Source:
     numbers: NDArray[np.int64] | None = None
     """(rows,) int64: each row's number in the source; None: all are there."""
     left_out: pa.Table | None = None
-    """Rows that were not asked for: path, label, source, detail, row (its number)."""
+    """Rows that were not asked for or have no label: path, label, source, detail, row (its number), reason."""
+    places: NDArray[np.void] | None = None
+    """(rows,) of tars.PLACE_DTYPE, where the source itself knows them; None: they are to be looked up."""
+    strays: Unlisted | None = None
+    """Members of WebDataset tars that belong to no sample."""
+    streams: str | None = None
+    """A fingerprint of the URLs of WebDataset tars that were spooled."""
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -130,6 +148,8 @@ class Source:
                 digest.update(batch.column(1).to_numpy().tobytes())
         if self.numbers is not None:
             digest.update(self.numbers.tobytes())
+        if self.places is not None:
+            digest.update(self.places.tobytes())
         digest.update("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -148,19 +168,30 @@ class Classes:
         return {name: class_id for class_id, name in enumerate(self.names)}
 
 
-def read_source(path: Path, options: SourceOptions) -> Source:
+def read_source(path: Path | str, options: SourceOptions, tars: "WebDatasetTars | None" = None) -> Source:
     """Read all rows of the source at `path`.
+
+    Args:
+        path: file or folder; where there are tars it is only named in messages.
+        options: how to read it.
+        tars: the scanned tars of a WebDataset source.
 
     Raises:
         SourceError: no such source, an unknown layout, no rows, labels out of range.
         ShardsError: `classes_from` is no finished data set.
     """
-    from wv_ingest import source_folders, source_list, source_webvision  # they need this module's types
+    from wv_ingest import (
+        source_folders,
+        source_list,
+        source_webdataset,
+        source_webvision,
+    )  # they need this module's types
     from wv_ingest.selection import select
 
-    if not path.exists():
+    where, path = str(path), Path(path)
+    if tars is None and not path.exists():
         raise SourceError(f"{path}: no such file or folder; expected a WebVision root, a folder of classes, or a list")
-    kind = options.source_format or detect(path)
+    kind = "webdataset" if tars is not None else options.source_format or detect(path)
     classes = None
     if options.classes_from is not None:
         manifest = Manifest.load(options.classes_from)
@@ -174,10 +205,10 @@ def read_source(path: Path, options: SourceOptions) -> Source:
         )
     if kind == "list" and not path.is_file():
         raise SourceError(f"{path}: is a folder, expected a list file ({', '.join(LIST_SUFFIXES)})")
-    if kind != "list" and not path.is_dir():
+    if kind in ("webvision", "folders") and not path.is_dir():
         raise SourceError(f"{path}: is a file, expected a folder for source format {kind}")
     if options.only != "all" and kind != "webvision":
-        raise SourceError(f"{path}: --only {options.only} needs WebVision's lists, this is read as {kind}")
+        raise SourceError(f"{where}: --only {options.only} needs WebVision's lists, this is read as {kind}")
     part_of = classes if classes is not None and classes.original_ids is not None else None
     if part_of is not None:
         classes = None  # the source has more classes than the training set; they are matched below
@@ -185,10 +216,14 @@ def read_source(path: Path, options: SourceOptions) -> Source:
         source = source_webvision.read(path, options.split, options.only, classes)
     elif kind == "folders":
         source = source_folders.read(path, classes)
+    elif kind == "webdataset":
+        if tars is None:
+            raise SourceError(f"{where}: WebDataset tars are read by build-shards alone; build them, then merge")
+        source = source_webdataset.read(where, tars, classes)
     else:
         source = source_list.read(path, options.path_column, options.label_column, classes)
     if not source.rows.num_rows:
-        raise SourceError(f"{path}: no rows in it (read as {kind}); expected images with labels")
+        raise SourceError(f"{where}: no rows in it (read as {kind}); expected images with labels")
     if part_of is not None:
         return _as_in(source, part_of, None if options.only == "all" else options.only)
     if options.only == "all" and options.class_ids is None:
@@ -222,6 +257,8 @@ def detect(path: Path) -> SourceFormat:
         if path.suffix.lower() in LIST_SUFFIXES:
             return "list"
         raise SourceError(f"{path}: not a list; expected a file that ends in {', '.join(LIST_SUFFIXES)}")
+    from wv_ingest.webdataset_urls import holds_samples
+
     info = path / "info"
     lists = (
         any(any(folder.glob("train_filelist_*.txt")) for folder in (path, info))
@@ -231,9 +268,11 @@ def detect(path: Path) -> SourceFormat:
         return "webvision"
     if any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir()):
         return "folders"
+    if holds_samples(path):
+        return "webdataset"
     raise SourceError(
-        f"{path}: neither info/train_filelist_*.txt or info.tar (WebVision) nor class folders in it; "
-        "give a WebVision root, a folder of class folders, or a list file"
+        f"{path}: neither info/train_filelist_*.txt or info.tar (WebVision) nor class folders nor tars of images with "
+        "labels (WebDataset) in it; give a WebVision root, a folder of class folders, a list file, or tars"
     )
 
 

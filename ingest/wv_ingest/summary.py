@@ -1,5 +1,6 @@
 """Tables about builds and shards for a person, on the terminal. It counts nothing: `counts` and the build do."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     table.add_row("rows", f"{plan.source.rows_in_all:,}")
     table.add_row("repeated rows", f"{len(plan.order.repeated):,}")
     if plan.source.left_out is not None:
-        table.add_row("filtered rows", f"{plan.source.left_out.num_rows:,}")
+        counts = Counter(plan.source.left_out.column("reason").to_pylist())
+        for reason, count in sorted(counts.items()):
+            table.add_row("filtered rows" if reason == "filtered" else f"rows rejected: {reason}", f"{count:,}")
     if plan.lookup.places is not None:
         table.add_row("rows found in tars", f"{int((plan.lookup.places['tar'] >= 0).sum()):,}")
     if plan.lookup.unlisted is not None:

@@ -22,8 +22,9 @@ from wv_shards import atomic_file
 
 MEMBER_DTYPE = np.dtype([("low", "<u8"), ("high", "<u8"), ("offset", "<u8"), ("size", "<u8"), ("header", "<u8")])
 """`low`, `high`: xxh3_128 of the path as `source_path` has it."""
-PLACE_DTYPE = np.dtype([("tar", "<i2"), ("offset", "<i8"), ("size", "<i8")])
-"""`tar` is −1 where no tar has the path."""
+PLACE_DTYPE = np.dtype([("tar", "<i4"), ("offset", "<i8"), ("size", "<i8")])
+"""`tar` is −1 where no tar has the path, NO_IMAGE where a sample of a tar has no image."""
+NO_IMAGE = -2
 EXAMPLES = 5
 """Names of unlisted files that are kept."""
 _EXAMPLES_SOUGHT = 1000
