@@ -80,7 +80,7 @@ def draw_dataset(
                     writer.add(
                         key, image, label, {"path": path, "source": "drawn", "query": "q0001"}, width=24, height=20
                     )
-                    facts.append((key, path, "drawn", "q0001", label, 24, 20, len(image), checksum(image), None))
+                    facts.append((key, path, "drawn", "q0001", label, 24, 20, len(image), checksum(image), None, None))
                 finished.append(writer.finish(band))
     write_index(directory / INDEX_FILE, [shard.records for shard in finished], len(facts))
     columns = [list(column) for column in zip(*facts, strict=True)] or [[] for _ in SAMPLES_SCHEMA]

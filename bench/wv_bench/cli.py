@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
-    "ingest": ("wv_bench.ingest", "build-shards against a bare decode, resize, encode loop"),
+    "ingest": ("wv_bench.ingest", "build-shards against bare loops, tar and webdataset.ShardWriter"),
     "loader": ("wv_bench.loader", "the loader against other loaders and the bare decoder"),
     "plan": ("wv_bench.plan", "the epoch plan: exposures, shuffling, time and memory"),
 }

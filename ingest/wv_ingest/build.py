@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,11 +36,12 @@ from wv_ingest.build_state import (
     unlock_orphans,
 )
 from wv_ingest.check import CheckOptions, Reason, codecs
+from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildError, BuildMismatchError, NothingReadableError, SourceError
 from wv_ingest.finalize import finalize
 from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
-from wv_ingest.pack import Packer, TrialJob, outcomes_path
+from wv_ingest.pack import NOISY, Packer, TrialJob, outcomes_path
 from wv_ingest.pack_apart import ApartPacker, clear_apart
 from wv_ingest.parts import Part, note_complete
 from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
@@ -69,6 +70,7 @@ class BuildOptions:
     """The build stops as soon as more of the source's rows than this are rejected; `filtered` ones do not count."""
     unlisted: bool = True
     """Look for files that no list names; it decides that field of the manifest only."""
+    duplicates: DuplicateOptions = field(default_factory=DuplicateOptions)
     part: Part | None = None
     """Pack this share of the shards only."""
     ray: RayOptions | None = None
@@ -89,13 +91,18 @@ class BuildOptions:
         return {
             "size": self.check.size_px,
             "quality": self.check.quality,
+            "subsampling": self.check.subsampling,
+            "keep_metadata": self.check.keep_metadata,
+            "check": self.check.decode,
             "shard_mb": self.shard_mb,
             "max_bytes": self.check.max_bytes,
             "max_pixels": self.check.max_pixels,
             "max_side": self.check.max_side_px,
             "min_side": self.check.min_side_px,
+            "max_aspect": self.check.max_aspect,
             "max_cpu_s": self.limits.max_cpu_s,
             "max_memory_mb": self.limits.max_memory_mb,
+            **self.duplicates.deciding(),
             "source_format": source.source_format,
             **self.source.deciding(),
             "source_rows": source.digest(),
@@ -110,6 +117,8 @@ class BuildResult:
     seconds: float
     packed_rows: int
     """Rows that this run packed or rejected; fewer than all after a resume."""
+    noisy_rows: int = 0
+    """Rows of this run on which a decoder wrote to stderr; what it wrote is thrown away."""
     complete_before: bool = False
     """OUT already held exactly this data set."""
 
@@ -151,10 +160,10 @@ def plan_only(source_path: Path, options: BuildOptions, progress: Progress) -> D
     source = _read(source_path, options, progress)
     order = order_rows(source, options.seed)
     with tempfile.TemporaryDirectory(prefix="wv-ingest-") as scratch:
-        pool = _pool(source, Path(scratch), replace(options, ray=None))
+        pool = WorkerPool(options.workers, packer(source, Path(scratch), options), options.limits)
         with _closing(pool):
             lookup = look_up(source, Path(scratch), pool, progress, unlisted=options.unlisted)
-            shards, bytes_per_row = _cut(source, order, lookup, options, pool)
+            shards, bytes_per_row = cut(source, order, lookup, options, pool)
     return DryRun(source=source, order=order, shards=tuple(shards), bytes_per_row=bytes_per_row, lookup=lookup)
 
 
@@ -212,7 +221,9 @@ def _build(source_path: Path, out: Path, options: BuildOptions, progress: Progre
                 if state is None:
                     state = _plan(build_dir, identity, source, options, pool, progress)
                 del source  # gigabytes for millions of rows; the workers map theirs from the plan
-                packed_rows, rejects = _pack(out, build_dir, state, options, pool, progress)
+                quiet = pool.counters()[NOISY]  # the trial's are not counted twice
+                packed_rows, rejects = pack_shards(out, build_dir, state, options, pool, progress)
+                noisy_rows = pool.counters()[NOISY] - quiet
             clear_apart(build_dir)
         except NothingReadableError:
             remove_build_dir(build_dir)
@@ -235,16 +246,22 @@ def _build(source_path: Path, out: Path, options: BuildOptions, progress: Progre
                 packed_rows=packed_rows,
             )
         manifest = finalize(out, build_dir, state, progress)
-    return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows)
+    return BuildResult(
+        manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows, noisy_rows=noisy_rows
+    )
+
+
+def packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:
+    """What the workers do with the source's files."""
+    return Packer(source.root.resolve(), build_dir, options.check, tuple(tar.resolve() for tar in source.tars))
 
 
 def _pool(source: Source, build_dir: Path, options: BuildOptions) -> AnyPool:
-    root, tars = source.root.resolve(), tuple(tar.resolve() for tar in source.tars)
     if options.ray is None:
-        return WorkerPool(options.workers, Packer(root, build_dir, options.check, tars), options.limits)
-    build_dir = build_dir.resolve()
-    packer = ApartPacker(root, build_dir, options.check, tars)
-    return RayPool(options.ray, packer, options.limits, partial(_sees, root, build_dir))
+        return WorkerPool(options.workers, packer(source, build_dir, options), options.limits)
+    root, build_dir, tars = source.root.resolve(), build_dir.resolve(), tuple(tar.resolve() for tar in source.tars)
+    apart = ApartPacker(root, build_dir, options.check, tars)
+    return RayPool(options.ray, apart, options.limits, partial(_sees, root, build_dir))
 
 
 def _sees(root: Path, build_dir: Path) -> dict[str, Any]:
@@ -275,17 +292,18 @@ def _plan(
     progress.note("planning")
     order = order_rows(source, options.seed)
     lookup = look_up(source, build_dir, pool, progress, unlisted=options.unlisted)
-    shards, bytes_per_row = _cut(source, order, lookup, options, pool)
+    shards, bytes_per_row = cut(source, order, lookup, options, pool)
     part = None if options.part is None else str(options.part)
     return save_state(build_dir, identity, part, source, order, shards, bytes_per_row, lookup)
 
 
-def _cut(
+def cut(
     source: Source,
     order: RowOrder,
     lookup: Lookup,
     options: BuildOptions,
     pool: AnyPool,
+    taken: Collection[str] = (),
 ) -> tuple[list[PlannedShard], int]:
     """Shards and the mean bytes of a row, learnt by packing some rows in trial."""
     paths = source.rows.column("path").take(order.trial).to_pylist()
@@ -296,8 +314,8 @@ def _cut(
         TrialJob(paths=tuple(paths[i : i + _TRIAL_CHUNK]), places=tuple(places[i : i + _TRIAL_CHUNK])) for i in starts
     ]
     weights = [weight for weights in pool.run(jobs) for weight in weights]
-    bytes_per_row = max(1, sum(weights) // len(weights))
-    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000), bytes_per_row
+    bytes_per_row = max(1, sum(weights) // max(1, len(weights)))
+    return cut_shards(order.bands, bytes_per_row, options.shard_mb * 1_000_000, taken), bytes_per_row
 
 
 def _own(state: BuildState, options: BuildOptions) -> list[PlannedShard]:
@@ -305,15 +323,23 @@ def _own(state: BuildState, options: BuildOptions) -> list[PlannedShard]:
     return state.shards if options.part is None else options.part.share(state.shards)
 
 
-def _pack(
+def pack_shards(
     out: Path,
     build_dir: Path,
     state: BuildState,
     options: BuildOptions,
     pool: AnyPool,
     progress: Progress,
+    *,
+    before: Counter[str] | None = None,
+    rows_before: int = 0,
 ) -> tuple[int, Counter[str]]:
-    """Have all shards packed that are not; returns how many rows that were, and all rejects by reason."""
+    """Have all shards packed that are not; returns how many rows that were, and all rejects by reason.
+
+    Args:
+        before: rejects that count for the limit too, of `rows_before` rows that are done.
+    """
+    before = before or Counter()
     whole = options.part is None
     shards = _own(state, options)
     rejects = Counter({Reason.REPEATED_ROW.value: state.repeated} if whole else {})
@@ -329,12 +355,12 @@ def _pack(
     if todo:
         (build_dir / PART_FILE).unlink(missing_ok=True)
     done_rejects = rejects.total()
-    check_rejects(rejects, wanted, options.max_reject_fraction, whole=whole)
+    check_rejects(rejects + before, wanted + rows_before, options.max_reject_fraction, whole=whole)
     progress.start(total_rows=wanted, done_rows=done_rows, done_rejects=done_rejects, counters=pool.counters)
     # The largest first: the last ones to finish are then small. The order of work decides no byte.
     for summary in pool.run(sorted(todo, key=lambda s: s.start - s.stop), progress.tick):
         rejects.update(summary.rejects)
-        check_rejects(rejects, wanted, options.max_reject_fraction, whole=whole)
+        check_rejects(rejects + before, wanted + rows_before, options.max_reject_fraction, whole=whole)
     progress.stop()
     if isinstance(pool, RayPool) and pool.lost:
         progress.warn(f"{pool.lost} actors of the Ray cluster died; others did their shards")
@@ -383,7 +409,10 @@ def complete_before(out: Path, identity: Identity, started: float) -> BuildResul
     manifest = Manifest.load(out)
     found = Identity(seed=manifest.seed, split=manifest.split, options=manifest.options, codecs=manifest.codecs)
     if other := difference(found, identity):
-        raise BuildMismatchError(f"{out}: holds a finished data set with {other}; build into a new folder")
+        rule = DuplicateOptions.of(identity.options).deciding()
+        only_rule = not difference(replace(found, options={**found.options, **rule}), identity)
+        instead = f"run `wv-ingest duplicates {out}` with the new option, or " if only_rule else ""
+        raise BuildMismatchError(f"{out}: holds a finished data set with {other}; {instead}build into a new folder")
     if (out / BUILD_DIR).is_dir():  # killed after the manifest
         remove_build_dir(out / BUILD_DIR)
     return BuildResult(manifest=manifest, seconds=time.monotonic() - started, packed_rows=0, complete_before=True)

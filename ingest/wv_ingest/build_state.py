@@ -36,6 +36,7 @@ from wv_shards import (
     BUILD_DIR,
     MANIFEST_FILE,
     REJECTS_SCHEMA,
+    UNFINISHED,
     OutputExistsError,
     atomic_file,
     fsync_directory,
@@ -46,6 +47,10 @@ PLAN_FILE = "plan.json"
 FILTERED_FILE = "filtered.arrow"
 REPEATED_FILE = "repeated.outcomes"
 LOCK_FILE = "lock"
+APPENDED = "appended"
+"""Key of the manifest's options: digests of the sources that were appended, in their order."""
+MERGED = "merged"
+"""Key of the manifest's options: of each data set that was merged the digest, and the options in which they differ."""
 _CHUNK_ROWS = 1 << 16
 _ORPHAN_SECONDS = 20.0
 
@@ -112,10 +117,13 @@ class BuildState:
 
 
 def differing(found: Identity, wanted: Identity) -> str | None:
-    """Name of a quantity in which two identities differ; `source_rows` only if all others are alike; None: the same."""
+    """Name of a quantity in which two identities differ; None: the same.
+
+    `source_rows` only if all others are alike, `appended` only if all but that are.
+    """
     ours, theirs = found.by_name(), wanted.by_name()
     names = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
-    return min(names, key=lambda name: name == "source_rows", default=None)
+    return min(names, key=lambda name: (name == "source_rows", name == APPENDED), default=None)
 
 
 def difference(found: Identity, wanted: Identity) -> str | None:
@@ -125,6 +133,8 @@ def difference(found: Identity, wanted: Identity) -> str | None:
         return None
     if name == "source_rows":
         return "other rows or classes than the source has now"
+    if name == APPENDED:
+        return "images that were appended since (`wv-ingest append`)"
     return f"{name} {found.by_name().get(name)}, now it is {wanted.by_name().get(name)}"
 
 
@@ -140,6 +150,9 @@ def existing(out: Path) -> bool:
         raise OutputExistsError(f"{out}: is a file, expected a folder that is empty or does not exist")
     if (out / MANIFEST_FILE).is_file() or (out / BUILD_DIR).is_dir():
         return True
+    for folder, command in UNFINISHED.items():
+        if (out / folder).is_dir():
+            raise OutputExistsError(f"{out}: `wv-ingest {command}` has not been finished there; run it again first")
     if any(out.iterdir()):
         raise OutputExistsError(f"{out}: holds something else than shards; choose an empty or a new folder")
     return False
@@ -168,6 +181,23 @@ def build_lock(out: Path) -> Iterator[Path | None]:
             yield None
         else:
             yield build_dir
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[Path]:
+    """Own a folder for the notes of a long command, made if need be.
+
+    Raises:
+        OutputExistsError: another command is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        if not _locked(lock):
+            raise OutputExistsError(f"{folder.parent}: another command is at work in {folder.name}; wait for it")
+        yield folder
     finally:
         os.close(lock)
 
@@ -345,7 +375,9 @@ def remove_build_dir(build_dir: Path) -> None:
 def _clear(build_dir: Path) -> None:
     (build_dir / PLAN_FILE).unlink(missing_ok=True)  # first: without it nothing else counts
     for leftover in build_dir.iterdir():
-        if leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        elif leftover.name not in (LOCK_FILE, WORKERS_LOCK_FILE):
             leftover.unlink()
 
 

@@ -11,14 +11,18 @@ import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 import PIL
 from PIL import Image, features
 
 from wv_ingest.color import flatten, follow_profile, to_srgb
 from wv_ingest.formats import ACCEPTED, RECOGNISED, png_is_whole, sniff
-from wv_ingest.jpeg import strip
+from wv_ingest.jpeg import JpegHeader, read_header, strip
 from wv_ingest.phash import phash_of
+
+Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
+Decode = Literal["full", "header"]
 
 JPEG_MAX_SIDE_PX = 65_500
 """libjpeg encodes no longer side."""
@@ -34,6 +38,12 @@ _TURNS = {
 }
 _DRAFT_GAP = 2
 """A JPEG is decoded at a fraction of its size only if that is still so many times what is wanted."""
+_MODES = {1: "L", 3: "RGB"}
+"""Mode of a JPEG by its components; others need a change."""
+_SEGMENT_BYTES = 65_533
+"""A JPEG segment holds no more."""
+_PROBE_SIDE_PX = 32
+"""What is kept as it is gets decoded at an eighth of its size, or so that its shorter side has this at least."""
 
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # plugins log what they also raise
@@ -62,6 +72,8 @@ class Reason(StrEnum):
     TOO_SMALL = "too-small"
     TOO_LARGE = "too-large"
     """A side or the number of pixels is above the limits, by the header."""
+    EXTREME_ASPECT = "extreme-aspect"
+    """Too long for its height, or too high for its length, by the header."""
     TRUNCATED = "truncated"
     """The file ends before the image does."""
     UNDECODABLE = "undecodable"
@@ -80,11 +92,19 @@ class CheckOptions:
     size_px: int = 256
     """Shorter side of what is stored; larger images are reduced, none is enlarged. 0: all keep their size."""
     quality: int = 90
-    """Of the JPEGs that are encoded anew, 4:2:0."""
+    """Of the JPEGs that are encoded anew."""
+    subsampling: Subsampling = "4:2:0"
+    """Of the colour of JPEGs that are encoded anew."""
+    keep_metadata: bool = False
+    """Leave EXIF, GPS, profiles and comments in JPEGs, where they are cut out otherwise."""
+    decode: Decode = "full"
+    """`header`: what is kept as it is need not decode, its segments are looked at only."""
     max_bytes: int = 50_000_000
     max_pixels: int = 100_000_000
     max_side_px: int = 20_000
     min_side_px: int = 8
+    max_aspect: float = 20.0
+    """Longer side over shorter."""
 
     def __post_init__(self) -> None:
         if self.size_px < 0:
@@ -95,6 +115,8 @@ class CheckOptions:
             raise ValueError(
                 f"sides need 1 <= min <= max <= {JPEG_MAX_SIDE_PX}, got {self.min_side_px} and {self.max_side_px}"
             )
+        if not self.max_aspect >= 1:
+            raise ValueError(f"the longer side is at least 1 time the shorter, got max_aspect {self.max_aspect}")
         if self.max_bytes < 1 or self.max_pixels < 1:
             raise ValueError(f"limits must be positive, got {self.max_bytes} bytes and {self.max_pixels} pixels")
 
@@ -109,8 +131,8 @@ class Accepted:
     height: int
     kept: bool
     """The coded data is the source's own."""
-    phash: int
-    """`phash.phash_of` what is stored, before it was encoded."""
+    phash: int | None
+    """`phash.phash_of` the picture; None: it was not decoded, or has too little structure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +154,8 @@ def check_image(data: bytes, options: CheckOptions) -> Accepted | Rejected:
 
     Raises nothing but MemoryError, whatever `data` may be. Sets Pillow's global pixel limit.
     """
+    if undecoded := check_header(data, options):
+        return undecoded
     Image.MAX_IMAGE_PIXELS = options.max_pixels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters here raises
@@ -141,22 +165,40 @@ def check_image(data: bytes, options: CheckOptions) -> Accepted | Rejected:
             return refused.rejected
 
 
+def check_header(data: bytes, options: CheckOptions) -> Accepted | Rejected | None:
+    """What can be said of `data` without any decoder, and without their risks; None: ask `check_image`."""
+    try:
+        if not data:
+            raise _Refused(Reason.EMPTY, "")
+        if len(data) > options.max_bytes:
+            raise _Refused(Reason.TOO_MANY_BYTES, str(len(data)))
+        if options.decode != "header":
+            return None
+        header = _keepable(data, options)
+        if header is None or header.may_turn or header.profile is not None:
+            return None
+        return _keep(data, header, options)
+    except _Refused as refused:
+        return refused.rejected
+
+
 def _check(data: bytes, options: CheckOptions) -> Accepted:
-    if not data:
-        raise _Refused(Reason.EMPTY, "")
-    if len(data) > options.max_bytes:
-        raise _Refused(Reason.TOO_MANY_BYTES, str(len(data)))
     format_name = sniff(data)
     if format_name in RECOGNISED or (format_name and not _decodable(format_name)):
         raise _Refused(Reason.UNSUPPORTED_FORMAT, str(format_name))
     if format_name is None:
         raise _Refused(Reason.NOT_AN_IMAGE, "")
+    header = _keepable(data, options)
+    if header is not None and not header.may_turn and not _changes_colours(header.profile, header.components):
+        kept = _keep(data, header, options)
+        if kept is not None:
+            return kept
     image = _open(data, format_name)
     _check_sides(image.size, options)
     if format_name == "png" and not png_is_whole(data):
         raise _Refused(Reason.UNDECODABLE, "png:checksum")
-    if format_name == "jpeg":
-        kept = _keep(data, image, options)
+    if header is not None and image.size == (header.width, header.height) and not _needs_change(image):
+        kept = _keep(data, header, options)
         if kept is not None:
             return kept
     return _encode(image, format_name, options)
@@ -188,6 +230,8 @@ def _check_sides(size: tuple[int, int], options: CheckOptions) -> None:
         raise _Refused(Reason.TOO_LARGE, detail)
     if min(size) < options.min_side_px:
         raise _Refused(Reason.TOO_SMALL, detail)
+    if max(size) > options.max_aspect * min(size):
+        raise _Refused(Reason.EXTREME_ASPECT, detail)
 
 
 def _load(image: Image.Image, format_name: str) -> None:
@@ -212,24 +256,43 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
-def _keep(data: bytes, image: Image.Image, options: CheckOptions) -> Accepted | None:
-    """The JPEG with its own coded data, if nothing about it needs a change."""
-    width, height = image.size
+def _keepable(data: bytes, options: CheckOptions) -> JpegHeader | None:
+    """The header of a JPEG whose frame needs no change."""
+    header = read_header(data, keep_metadata=options.keep_metadata)
+    if header is None or header.precision != 8 or header.components not in _MODES:
+        return None
+    return None if 0 < options.size_px < min(header.width, header.height) else header
+
+
+def _changes_colours(profile: bytes | None, components: int) -> bool:
+    """Whether a profile has to be followed; also when it takes more to say so."""
+    return profile is not None and (not profile or to_srgb(profile, _MODES[components]) is not None)
+
+
+def _needs_change(image: Image.Image) -> bool:
+    """Whether orientation or colours ask for an encoding of its own."""
     icc = image.info.get("icc_profile")
-    if (
-        image.mode not in ("L", "RGB")
-        or 0 < options.size_px < min(width, height)
-        or _orientation(image) != 1
-        or (icc and to_srgb(icc, image.mode) is not None)
-    ):
+    return image.mode not in ("L", "RGB") or _orientation(image) != 1 or bool(icc and to_srgb(icc, image.mode))
+
+
+def _keep(data: bytes, header: JpegHeader, options: CheckOptions) -> Accepted | None:
+    """The JPEG with its own coded data; None if its scans are not what they should be.
+
+    What is stored is what gets decoded, not what it was made from.
+    """
+    _check_sides((header.width, header.height), options)
+    stored = strip(data, header, keep_metadata=options.keep_metadata)
+    if stored is None:
         return None
-    stripped = strip(data)
-    if stripped is None or stripped.precision != 8 or (stripped.width, stripped.height) != (width, height):
-        return None
-    # What is stored is what gets decoded, not what it was made from.
-    stored = _open(stripped.data, "jpeg")
-    _load(stored, "jpeg")
-    return Accepted(data=stripped.data, width=width, height=height, kept=True, phash=phash_of(stored))
+    phash = None
+    if options.decode == "full":
+        image = _open(stored, "jpeg")
+        # All coded data is read at any scale, and nothing after that can fail.
+        scale = max(1, min(8, min(image.size) // _PROBE_SIDE_PX))
+        image.draft(None, (image.width // scale, image.height // scale))
+        _load(image, "jpeg")
+        phash = phash_of(image)
+    return Accepted(data=stored, width=header.width, height=header.height, kept=True, phash=phash)
 
 
 def _encode(image: Image.Image, format_name: str, options: CheckOptions) -> Accepted:
@@ -255,11 +318,32 @@ def _encode(image: Image.Image, format_name: str, options: CheckOptions) -> Acce
     if orientation in _TURNS:
         flat = flat.transpose(_TURNS[orientation])
     flat = follow_profile(flat, image.info.get("icc_profile"))  # on the reduced image: it costs by the pixel
+    metadata = _metadata(image) if options.keep_metadata else {}
     flat.info = {}  # or the encoder would write comments back
     buffer = io.BytesIO()
-    flat.save(buffer, "JPEG", quality=options.quality, subsampling="4:2:0")
+    flat.save(buffer, "JPEG", quality=options.quality, subsampling=options.subsampling, **metadata)
     data = buffer.getvalue()
     return Accepted(data=data, width=flat.width, height=flat.height, kept=False, phash=phash_of(flat))
+
+
+def _metadata(image: Image.Image) -> dict[str, bytes]:
+    """EXIF and comment as the encoder takes them, without the orientation, which has been followed."""
+    kept = {}
+    try:
+        exif = image.getexif()
+        exif.pop(_ORIENTATION_TAG, None)
+        if exif:
+            kept["exif"] = exif.tobytes()
+    except Exception:  # as in _orientation; what can't be read can't be kept
+        kept.pop("exif", None)
+    comment = image.info.get("comment")
+    if isinstance(comment, str):
+        comment = comment.encode()
+    if isinstance(comment, bytes) and 0 < len(comment) <= _SEGMENT_BYTES:
+        kept["comment"] = comment
+    if len(kept.get("exif", b"")) > _SEGMENT_BYTES:
+        del kept["exif"]
+    return kept
 
 
 def _reduced(size: tuple[int, int], size_px: int) -> tuple[int, int]:

@@ -9,17 +9,25 @@ import click
 
 from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, build_part, plan_only
 from wv_ingest.check import CheckOptions, codecs
+from wv_ingest.cli_duplicates import duplicate_options, duplicates_command
 from wv_ingest.cli_errors import one_line_errors, stoppable
+from wv_ingest.cli_exclude import exclude_command
 from wv_ingest.cli_finalize import finalize_command
+from wv_ingest.cli_grow import append_command, merge_command
+from wv_ingest.cli_report import report_command
 from wv_ingest.cli_sample_data import sample_data_command
+from wv_ingest.cli_verify import verify_command
+from wv_ingest.counts import stats_document
+from wv_ingest.duplicates import Conflict, DuplicateOptions
 from wv_ingest.errors import Stopped
 from wv_ingest.parts import Part
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
 from wv_ingest.ray_pool import RayOptions
-from wv_ingest.report import print_dry_run, print_part, print_stats, print_summary, print_verified, stats_document
+from wv_ingest.report_html import REPORT_FILE, add_report
 from wv_ingest.selection import parse_classes
 from wv_ingest.sources import SourceOptions
+from wv_ingest.summary import print_conflicts, print_dry_run, print_part, print_stats, print_summary
 from wv_shards import Dataset
 
 
@@ -32,6 +40,7 @@ def main() -> None:
     wv-ingest build-shards RAW SHARDS     check, resize and pack
     wv-ingest verify SHARDS               read everything back
     wv-ingest stats SHARDS                what is in them
+    wv-ingest report SHARDS               the same and more as a page, with pictures
     """
 
 
@@ -87,12 +96,30 @@ def main() -> None:
     "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEGs that are encoded anew."
 )
 @click.option(
+    "--subsampling",
+    type=click.Choice(["4:2:0", "4:2:2", "4:4:4"]),
+    default="4:2:0",
+    show_default=True,
+    help="Of the colour of JPEGs that are encoded anew.",
+)
+@click.option(
+    "--keep-metadata", is_flag=True, help="Leave EXIF, GPS and comments in JPEGs; without it they are cut out."
+)
+@click.option(
+    "--check",
+    type=click.Choice(["full", "header"]),
+    default="full",
+    show_default=True,
+    help="header: look only at the segments of JPEGs that are kept as they are, and decode none of them.",
+)
+@click.option(
     "--shard-mb",
     type=click.IntRange(1),
     default=64,
     show_default=True,
     help="A shard's size in MB, at most, about. Small sets are cut finer, to give all workers work.",
 )
+@duplicate_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the order in the shards.")
 @click.option(
     "--workers",
@@ -135,6 +162,13 @@ def main() -> None:
     "--min-side", type=click.IntRange(1), default=8, show_default=True, help="Reject images with a shorter side."
 )
 @click.option(
+    "--max-aspect",
+    type=click.FloatRange(1.0),
+    default=20.0,
+    show_default=True,
+    help="Reject images whose longer side is more than so many times the shorter.",
+)
+@click.option(
     "--no-unlisted", is_flag=True, help="WebVision: do not look for files that no list names (a walk of all folders)."
 )
 @click.option(
@@ -143,6 +177,7 @@ def main() -> None:
 @click.option(
     "--max-memory-mb", type=int, default=4096, show_default=True, help="Reject files for which a worker needs more."
 )
+@click.option("--no-report", is_flag=True, help="Do not write OUT/report.html at the end.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @one_line_errors
 def build_shards(
@@ -158,6 +193,9 @@ def build_shards(
     label_column: str,
     size_px: int,
     quality: int,
+    subsampling: Any,
+    keep_metadata: bool,
+    check: Any,
     shard_mb: int,
     seed: int,
     workers: int | None,
@@ -169,10 +207,14 @@ def build_shards(
     max_pixels: int,
     max_side: int,
     min_side: int,
+    max_aspect: float,
     no_unlisted: bool,
     max_cpu_s: float,
     max_memory_mb: int,
+    no_report: bool,
     dry_run: bool,
+    conflict: str,
+    near_distance: int | None,
 ) -> None:
     """Check, resize and pack the images of SOURCE into shards in OUT.
 
@@ -195,10 +237,14 @@ def build_shards(
             check=CheckOptions(
                 size_px=size_px,
                 quality=quality,
+                subsampling=subsampling,
+                keep_metadata=keep_metadata,
+                decode=check,
                 max_bytes=max_bytes,
                 max_pixels=max_pixels,
                 max_side_px=max_side,
                 min_side_px=min_side,
+                max_aspect=max_aspect,
             ),
             source=SourceOptions(
                 split=split,
@@ -212,6 +258,7 @@ def build_shards(
             limits=WorkerLimits(max_cpu_s=max_cpu_s, max_memory_mb=max_memory_mb),
             seed=seed,
             shard_mb=shard_mb,
+            duplicates=DuplicateOptions(conflict=Conflict(conflict), near_distance=near_distance),
             max_reject_fraction=max_reject_fraction,
             part=None if part is None else Part.parse(part),
             ray=RayOptions(address=ray_address, actors=workers) if executor == "ray" else None,
@@ -229,26 +276,14 @@ def build_shards(
                 elif options.part is not None:
                     print_part(build_part(source, out, options, progress), out)
                 else:
-                    print_summary(build(source, out, options, progress), out)
+                    result = build(source, out, options, progress)
+                    print_summary(result, out)
+                    print_conflicts(out, result.manifest)
+                    if not no_report and not (result.complete_before and (out / REPORT_FILE).exists()):
+                        add_report(out, progress)
         except Stopped as stopped:
             progress.note("stopped; run the same command again to go on, finished shards are kept")
             sys.exit(128 + stopped.signal_number)
-
-
-@main.command()
-@click.argument("shards", type=click.Path(path_type=Path))
-@one_line_errors
-def verify(shards: Path) -> None:
-    """Read all of SHARDS back and compare it with manifest and index.
-
-    Every problem is one line; the exit code is 1 if there is any.
-
-    \b
-    Example:
-      wv-ingest verify shards/train
-    """
-    if not print_verified(shards):
-        sys.exit(1)
 
 
 @main.command()
@@ -272,7 +307,13 @@ def stats(shards: Path, *, as_json: bool) -> None:
 
 
 main.add_command(sample_data_command, "sample-data")
+main.add_command(exclude_command)
+main.add_command(duplicates_command)
+main.add_command(verify_command)
+main.add_command(append_command)
+main.add_command(merge_command)
 main.add_command(finalize_command, "finalize")
+main.add_command(report_command, "report")
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.errors import Stopped
 from wv_ingest.join import join
 from wv_ingest.progress import Progress
-from wv_ingest.report import print_summary
+from wv_ingest.summary import print_summary
 
 
 @click.command("finalize")

@@ -42,7 +42,9 @@ def follow_profile(flat: Image.Image, icc: bytes | None) -> Image.Image:
     A profile is followed if it is whole and of the image's colour space, else ignored, as browsers do.
     """
     transform = to_srgb(icc, flat.mode) if icc else None
-    return flat.convert("RGB") if transform is None else _apply(flat, transform)
+    if transform is not None:
+        return _apply(flat, transform)
+    return flat if flat.mode == "RGB" else flat.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -21,6 +21,10 @@ class PartsError(IngestError):
     """The folders given are not all parts of one build, each once and complete."""
 
 
+class MergeError(IngestError):
+    """Data sets that do not fit together."""
+
+
 class NothingReadableError(BuildError):
     """Not one row of the source could be packed: most likely the wrong folder. Nothing is left behind."""
 

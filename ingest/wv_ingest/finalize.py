@@ -1,12 +1,13 @@
 """Puts a data set together from finished shards: index, tables, tars in their place, and last the manifest.
 
-It streams shard by shard, so memory does not grow with the samples, only with the rejects. Every row of the
-source is accounted for here, or nothing is finished.
+It streams shard by shard, so memory does not grow with the samples, only with the rejects; the search for duplicates
+alone takes some 100 bytes a sample. Every row of the source is accounted for here, or nothing is finished.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from wv_ingest.build_state import REPEATED_FILE, BuildState, filtered_rows, remove_build_dir
 from wv_ingest.check import Reason
+from wv_ingest.duplicates import DuplicateOptions
+from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.outcomes import packed, read_outcomes, read_summary, records_of, rejected
 from wv_ingest.pack import outcomes_path
 from wv_ingest.progress import Progress
@@ -38,6 +41,7 @@ from wv_shards import (
     file_checksum,
     fsync_directory,
     write_index,
+    write_timm_info,
 )
 
 _GROUP_ROWS = 1 << 17
@@ -84,13 +88,72 @@ class _Account:
         yield own.slice(taken).select(REJECTS_SCHEMA.names)
 
 
-def finalize(
-    out: Path,
-    build_dir: Path,
-    state: BuildState,
-    progress: Progress,
-) -> Manifest:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tables:
+    """What became of a plan's rows; index and tables are written."""
+
+    shards: tuple[ShardInfo, ...]
+    """Those with samples, in the plan's order."""
+    samples: int
+    class_samples: tuple[int, ...]
+    origin_samples: Counter[str]
+    rejects: dict[str, int]
+    """By reason."""
+    metadata_gaps: dict[str, int]
+    """By reason."""
+
+
+def finalize(out: Path, build_dir: Path, state: BuildState, progress: Progress) -> Manifest:
     """Finish the data set in `out`; all shards' outcomes are in `build_dir`.
+
+    Raises:
+        OSError: no space left; the build can be resumed.
+    """
+    tables = write_tables(build_dir, state, progress)
+    manifest = Manifest(
+        seed=state.identity.seed,
+        split=state.identity.split,
+        classes=tuple(
+            ClassInfo(
+                class_id=i,
+                name=name,
+                rows=rows,
+                samples=samples,
+                band=band_of(rows),
+                original_id=None if state.original_ids is None else state.original_ids[i],
+            )
+            for i, (name, rows, samples) in enumerate(
+                zip(state.class_names, state.class_rows, tables.class_samples, strict=True)
+            )
+        ),
+        shards=tables.shards,
+        samples=tables.samples,
+        rows=state.rows,
+        rejects=tables.rejects,
+        sources={
+            name: OriginInfo(rows=rows, samples=tables.origin_samples[name]) for name, rows in state.origin_rows.items()
+        },
+        unlisted=unlisted_of(state),
+        metadata_gaps=tables.metadata_gaps,
+        index_checksum=file_checksum(build_dir / INDEX_FILE),
+        options=state.identity.options,
+        codecs=state.identity.codecs,
+    )
+    manifest = mark_duplicates(build_dir, manifest, DuplicateOptions.of(manifest.options), progress)
+    _move(build_dir, out, tables.shards)
+    write_timm_info(out, manifest)
+    manifest.save(out)
+    remove_build_dir(build_dir)
+    return manifest
+
+
+def unlisted_of(state: BuildState) -> UnlistedInfo | None:
+    """What was found of files that no list names."""
+    return None if state.unlisted is None else UnlistedInfo(files=state.unlisted[0], first=tuple(state.unlisted[1]))
+
+
+def write_tables(build_dir: Path, state: BuildState, progress: Progress) -> Tables:
+    """Write index.npy, samples.parquet and rejects.parquet of the plan's rows into `build_dir`.
 
     Raises:
         OSError: no space left; the build can be resumed.
@@ -110,42 +173,14 @@ def finalize(
     rejects = _write_table(build_dir / REJECTS_FILE, account.all_rejects(filtered_rows(build_dir)))
     assert account.seen.all(), "a row of the source has no outcome"
     assert samples + rejects == state.rows, "packed and rejected rows do not add up"
-    manifest = Manifest(
-        seed=state.identity.seed,
-        split=state.identity.split,
-        classes=tuple(
-            ClassInfo(
-                class_id=i,
-                name=name,
-                rows=rows,
-                samples=int(packed_rows),
-                band=band_of(rows),
-                original_id=None if state.original_ids is None else state.original_ids[i],
-            )
-            for i, (name, rows, packed_rows) in enumerate(
-                zip(state.class_names, state.class_rows, account.class_samples, strict=True)
-            )
-        ),
+    return Tables(
         shards=tuple(infos),
         samples=samples,
-        rows=state.rows,
+        class_samples=tuple(account.class_samples.tolist()),
+        origin_samples=account.origin_samples,
         rejects=dict(sorted(account.rejects.items())),
-        sources={
-            name: OriginInfo(rows=rows, samples=account.origin_samples[name])
-            for name, rows in state.origin_rows.items()
-        },
-        unlisted=None
-        if state.unlisted is None
-        else UnlistedInfo(files=state.unlisted[0], first=tuple(state.unlisted[1])),
         metadata_gaps=dict(sorted(gaps.items())),
-        index_checksum=file_checksum(build_dir / INDEX_FILE),
-        options=state.identity.options,
-        codecs=state.identity.codecs,
     )
-    _move(build_dir, out, infos)
-    manifest.save(out)
-    remove_build_dir(build_dir)
-    return manifest
 
 
 def _gather(build_dir: Path, state: BuildState, account: _Account) -> Iterator[IndexArray]:
@@ -181,10 +216,10 @@ def _write_table(path: Path, parts: Iterator[pa.Table]) -> int:
     return rows
 
 
-def _move(build_dir: Path, out: Path, infos: list[ShardInfo]) -> None:
+def _move(build_dir: Path, out: Path, infos: Sequence[ShardInfo]) -> None:
     """Give everything its place. Repeated after a kill, it moves what has not been moved yet."""
     names = [f"{info.name}{suffix}" for info in infos for suffix in (".idx", ".tar")]
-    for name in [*names, INDEX_FILE, SAMPLES_FILE, REJECTS_FILE]:
+    for name in [*names, INDEX_FILE, SAMPLES_FILE, REJECTS_FILE, *MARK_FILES]:
         if (build_dir / name).exists():
             os.replace(build_dir / name, out / name)
     fsync_directory(out)

@@ -4,14 +4,11 @@ Their shards are linked, or copied to another file system, into OUT/.build; then
 `wv_ingest.finalize`. So the bytes are those of one machine. The source is not needed, and the parts stay as they are.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import xxhash
 
 from wv_ingest.build import BuildResult, check_rejects, complete_before, finished
 from wv_ingest.build_state import (
@@ -30,15 +27,16 @@ from wv_ingest.check import Reason
 from wv_ingest.errors import BuildMismatchError, PartsError
 from wv_ingest.finalize import finalize
 from wv_ingest.outcomes import ShardSummary
-from wv_ingest.pack import WORKERS_LOCK_FILE, outcomes_path
+from wv_ingest.pack import BYTES_READ, ROWS, WORKERS_LOCK_FILE, outcomes_path
 from wv_ingest.parts import Part, noted_plan
 from wv_ingest.plan import PlannedShard
+from wv_ingest.pool import COUNTERS
 from wv_ingest.progress import Progress
-from wv_shards import BUILD_DIR, MANIFEST_FILE, atomic_file, fsync_directory, write_atomic
+from wv_ingest.transfer import bring
+from wv_shards import BUILD_DIR, MANIFEST_FILE, fsync_directory, write_atomic
 
 JOIN_FILE = "join.txt"
 """In OUT/.build: the digest of the plan whose parts are being joined. Written first."""
-_COPY_BYTES = 1 << 22
 _SHOWN = 5
 
 
@@ -78,10 +76,11 @@ def join(out: Path, folders: Sequence[Path], max_reject_fraction: float, progres
             return complete_before(out, state.identity, started)
         unlock_orphans(build_dir)
         _claim(out, build_dir, state)
-        counts = [0, 0, 0, 0]  # by the counters of `pack`
+        counts = [0] * COUNTERS  # as `pack` numbers them
         progress.start(total_rows=wanted, done_rows=0, done_rejects=0, counters=lambda: tuple(counts), what="joining")
         for rows, read in _bring_all(out, build_dir, parts, progress.tick):
-            counts = [counts[0] + rows, 0, counts[2] + read, 0]
+            counts[ROWS] += rows
+            counts[BYTES_READ] += read
             progress.tick()
         write_state(build_dir, state)  # last: now it is a build like any other, all shards packed
         progress.stop()
@@ -187,7 +186,7 @@ def _bring_all(
     """Bring all shards to `build_dir`; yields rows and bytes as they come."""
     for name in (REPEATED_FILE, FILTERED_FILE):
         if (parts[0].build_dir / name).is_file() and not (build_dir / name).is_file():
-            _bring(parts[0].build_dir / name, build_dir / name, tick)
+            bring(parts[0].build_dir / name, build_dir / name, tick)
     yield parts[0].state.repeated, 0
     for part in parts:
         for shard in part.part.share(part.state.shards):
@@ -195,28 +194,9 @@ def _bring_all(
             if finished(out, build_dir, shard) is None:
                 if summary.info is not None:
                     idx, tar = (f"{shard.name}{suffix}" for suffix in (".idx", ".tar"))
-                    _bring(part.build_dir / idx, build_dir / idx, tick)
-                    _bring(part.build_dir / tar, build_dir / tar, tick, summary.info.checksum)
+                    bring(part.build_dir / idx, build_dir / idx, tick)
+                    bring(part.build_dir / tar, build_dir / tar, tick, summary.info.checksum)
                 outcomes = outcomes_path(part.build_dir, shard)
-                _bring(outcomes, build_dir / outcomes.name, tick)  # last: it says that the shard is there
+                bring(outcomes, build_dir / outcomes.name, tick)  # last: it says that the shard is there
             yield summary.rows, summary.info.bytes if summary.info is not None else 0
     fsync_directory(build_dir)
-
-
-def _bring(source: Path, target: Path, tick: Callable[[], None], checksum: str | None = None) -> None:
-    """Link a file, or copy it where that can't be; a copy is compared with the checksum."""
-    target.unlink(missing_ok=True)  # of a killed run, its shard not complete
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        digest = xxhash.xxh3_128()
-        with open(source, "rb") as file, atomic_file(target) as copy:
-            while chunk := file.read(_COPY_BYTES):
-                copy.write(chunk)
-                digest.update(chunk)
-                tick()
-            if checksum not in (None, digest.hexdigest()):
-                raise PartsError(
-                    f"{source}: checksum {digest.hexdigest()}, expected {checksum}: the file changed after it was "
-                    "packed; copy or build the part again"
-                ) from None

@@ -30,7 +30,8 @@ OUTCOMES_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bytes", pa.int32()),
         ("content_hash", pa.uint64()),
-        ("phash", pa.uint64()),  # null too where nothing was decoded
+        ("phash", pa.uint64()),  # null too where nothing was decoded, or the picture has too little structure
+        ("phash_fine", pa.uint64()),
         ("record", pa.binary(INDEX_DTYPE.itemsize)),
     ]
 )
@@ -65,7 +66,7 @@ class OutcomeRows:
         self.rejects[reason] += 1
 
     def pack(self, *, row: int, path: str, label: int, **facts: object) -> None:
-        """The row is packed; `facts` are the columns from `key` to `phash`."""
+        """The row is packed; `facts` are the columns from `key` to `phash_fine`."""
         self._add(row=row, path=path, label=label, **facts)
 
     def _add(self, **values: object) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
-from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_image
+from wv_ingest.chatter import Chatter
+from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_header, check_image
 from wv_ingest.keys import key_of, text_of
 from wv_ingest.metadata import Metadata
 from wv_ingest.outcomes import OutcomeRows, ShardSummary
+from wv_ingest.phash import halves
 from wv_ingest.plan import PlannedShard
 from wv_ingest.pool import Desk, Verdict
 from wv_ingest.source_files import SourceFiles
@@ -26,7 +28,7 @@ PLAN_ROWS_FILE = "plan.arrow"
 WORKERS_LOCK_FILE = "workers.lock"
 """Workers that write hold a shared lock on it."""
 
-ROWS, REJECTS, BYTES_READ, BYTES_PACKED = range(4)
+ROWS, REJECTS, BYTES_READ, BYTES_PACKED, NOISY = range(5)
 """Counters of `pool.WorkerPool`."""
 
 _FULL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -69,6 +71,7 @@ class Packer:
         self._options = options
         self._rows: pa.Table | None = None
         self._files = SourceFiles(root, build_dir, tars)
+        self._chatter: Chatter | None = None
 
     def __call__(
         self, job: PlannedShard | TrialJob | IndexJob, desk: Desk
@@ -77,6 +80,8 @@ class Packer:
 
         Rows are the desk's items. A probe only looks at its row, and has no result.
         """
+        if self._chatter is None:
+            self._chatter = Chatter()
         if isinstance(job, IndexJob):
             before = 0
             for members in index_tar(job):
@@ -110,6 +115,8 @@ class Packer:
                 text = text_of(path)
                 image, data = self._examine(path, place_of(row), item, desk)
                 count_up(BYTES_READ, len(data))
+                if self._chatter is not None and self._chatter.happened():
+                    count_up(NOISY, 1)
                 if isinstance(image, Rejected):
                     reason = image.reason.value
                     outcomes.reject(row=number, path=text, label=label, reason=reason, detail=image.detail)
@@ -118,10 +125,12 @@ class Packer:
                     key, origin = key_of(path), {"source": row["source"], "query": row["query"]}
                     sides = {"width": image.width, "height": image.height}
                     writer.add(key, image.data, label, {"path": text, **origin}, **sides)
+                    coarse, fine = halves(image.phash)
                     facts: dict[str, object] = {
                         "bytes": len(image.data),
                         "content_hash": checksum(data),
-                        "phash": image.phash,
+                        "phash": coarse,
+                        "phash_fine": fine,
                     }
                     if with_metadata:
                         record, gap = metadata.record(row["meta"].encode(), row["meta_row"])
@@ -154,9 +163,13 @@ class Packer:
         """What becomes of a file, and its bytes; no bytes where it was not read."""
         if item in desk.verdicts:
             return Rejected(reason=_CONDEMNED[desk.verdicts[item]], detail=""), b""
+        data = self._read(path, place)
+        if isinstance(data, Rejected):
+            return data, b""
+        if known := check_header(data, self._options):
+            return known, data
         with desk.at(item):
-            data = self._read(path, place)
-            return (data, b"") if isinstance(data, Rejected) else (check_image(data, self._options), data)
+            return check_image(data, self._options), data
 
     def _read(self, path: bytes, place: Place | None) -> bytes | Rejected:
         """The file's bytes; nothing that a source can hold makes this hang or fill the memory."""
@@ -176,8 +189,12 @@ class Packer:
                 return Rejected(reason=Reason.UNREADABLE, detail="not-a-file")
             if status.st_size > self._options.max_bytes:
                 return Rejected(reason=Reason.TOO_MANY_BYTES, detail=str(status.st_size))
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(self._options.max_bytes + 1)
+            data = os.read(descriptor, status.st_size + 1)
+            while len(data) > status.st_size and (more := os.read(descriptor, self._options.max_bytes)):
+                data += more  # it has grown since, to a size that is refused below if need be
+                if len(data) > self._options.max_bytes:
+                    break
+            return data
         except OSError as error:
             return _unreadable(error)
         finally:

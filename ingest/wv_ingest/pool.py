@@ -26,7 +26,7 @@ from wv_ingest.errors import WorkerDiedError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-COUNTERS = 4
+COUNTERS = 5
 """Numbers that a worker counts up while it is at work: their meaning is the handler's."""
 MEMORY_EXIT = 77
 """A worker that leaves with this code says that an item wanted more memory than it may have."""
@@ -35,6 +35,7 @@ _MAX_DEATHS = 5
 _OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM}
 """Deaths that someone else (a person, the OOM killer) may have dealt."""
 _NO_ITEM = -1
+_ARMED_ITEMS = 64
 _REPORT_SECONDS = 0.2
 _STOP_SECONDS = 5.0
 
@@ -239,6 +240,8 @@ class Desk:
 
     def __init__(self, pipe: "Connection[Any, Any]", limits: WorkerLimits, item: Any) -> None:
         self._pipe, self._limits, self._item = pipe, limits, item
+        self._memory = resource.getrlimit(resource.RLIMIT_DATA)
+        self._armed_items = 0
         self.verdicts: dict[int, Verdict] = {}
         """Items of the job that are not to be touched."""
         self.probe: int | None = None
@@ -261,12 +264,10 @@ class Desk:
     def at(self, item: int) -> Iterator[None]:
         """Work on an item within its limits: the kernel ends a process that is over its CPU time, wherever it is, and
         gives no memory to one that is over the other. What is done between items is not limited."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = _data_bytes() + self._limits.max_memory_mb * 1_000_000
         self._item.value = item
-        resource.setrlimit(
-            resource.RLIMIT_DATA, (min(n for n in (limit, soft, hard) if n != resource.RLIM_INFINITY), hard)
-        )
+        if not self._armed_items:
+            self._arm()
+        self._armed_items -= 1
         signal.setitimer(signal.ITIMER_PROF, self._limits.max_cpu_s)
         try:
             yield
@@ -274,11 +275,20 @@ class Desk:
             os._exit(MEMORY_EXIT)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
             self._item.value = _NO_ITEM
+
+    def _arm(self) -> None:
+        """Limit memory to what is held now and an item's share. Once for some items: it costs as much as a header."""
+        soft, hard = self._memory
+        limit = _data_bytes() + self._limits.max_memory_mb * 1_000_000
+        wanted = min(n for n in (limit, soft, hard) if n != resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+        self._armed_items = _ARMED_ITEMS
 
     def answer(self, error: Exception | None, result: Any) -> None:
         """End a job."""
+        resource.setrlimit(resource.RLIMIT_DATA, self._memory)
+        self._armed_items = 0
         self._pipe.send((self._counts, True, error, result))
 
     def _reset(self) -> None:

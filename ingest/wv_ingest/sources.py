@@ -190,13 +190,13 @@ def read_source(path: Path, options: SourceOptions) -> Source:
     if not source.rows.num_rows:
         raise SourceError(f"{path}: no rows in it (read as {kind}); expected images with labels")
     if part_of is not None:
-        return _as_in(source, part_of)
+        return _as_in(source, part_of, None if options.only == "all" else options.only)
     if options.only == "all" and options.class_ids is None:
         return source
     return select(source, None if options.only == "all" else options.only, options.class_ids, None)
 
 
-def _as_in(source: Source, training: Classes) -> Source:
+def _as_in(source: Source, training: Classes, origin: str | None) -> Source:
     """The rows of the training set's classes, with its ids: matched by name, by the original id where that is known."""
     from wv_ingest.selection import select
 
@@ -209,7 +209,7 @@ def _as_in(source: Source, training: Classes) -> Source:
         here = [by_name.get(name, -1) for name in training.names]
     if max(here, default=-1) < 0:
         raise SourceError(f"{source.root}: has none of the classes of {training.directory}; give the same source")
-    return replace(select(source, None, here, training.names), original_ids=training.original_ids)
+    return replace(select(source, origin, here, training.names), original_ids=training.original_ids)
 
 
 def detect(path: Path) -> SourceFormat:

@@ -346,7 +346,7 @@ def _layout(dataset: Dataset, exclude: Sequence[Path | str]) -> Layout:
         paths.append(dataset.directory / "exclude")
     excluded: NDArray[np.bool_] | None = None
     for path in paths:
-        array = Overlay.load(path, manifest_digest=dataset.manifest.digest, kind="exclude").array
+        array = Overlay.load_onto(path, dataset.manifest, kind="exclude").array
         if array.shape != (dataset.manifest.samples,):
             raise LoaderError(f"{path}: shape {array.shape}, expected ({dataset.manifest.samples},): a row per sample")
         excluded = array.astype(bool) if excluded is None else excluded | array.astype(bool)

@@ -24,6 +24,12 @@ BUILD_DIR = ".build"
 """Folder of an unfinished build inside its output directory; removed after the manifest is written."""
 PART_FILE = "part.json"
 """In BUILD_DIR: all shards of one part of a build are there, and wait for `wv-ingest finalize`."""
+APPEND_DIR = ".append"
+"""The same of an unfinished append."""
+MERGE_DIR = ".merge"
+"""The same of an unfinished merge."""
+UNFINISHED = {APPEND_DIR: "append", MERGE_DIR: "merge"}
+"""Such folders, and the command that finishes what was begun there."""
 
 
 def band_of(rows: int) -> int | None:
@@ -53,7 +59,7 @@ class ClassInfo:
     samples: int
     """Samples packed."""
     band: int | None
-    """`band_of(rows)`; None for a class without rows, and in tars that were not packed by band."""
+    """`band_of(rows)` when it first had rows; None for a class without rows, and in tars not packed by band."""
     original_id: int | None = None
     """The class's id in the source's lists, where only some of their classes were packed; None: the same."""
 
@@ -91,6 +97,34 @@ class UnlistedInfo:
     """Some of their paths."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DuplicatesInfo:
+    """Pictures that are there more than once, by the rule that made the exclude overlay. Counts are of samples."""
+
+    conflict: str
+    """`keep`, `drop` or `report`: what became of pictures that stand in several classes."""
+    near_distance: int | None
+    """Bits of the perceptual hash in which copies within a class may differ; None: only equal files are copies."""
+    exact: int
+    """Copies within a class, of the same file as the one that is kept."""
+    near: int
+    """Other copies within a class."""
+    conflicts: int
+    """Of the rest, those whose picture stands in another class too."""
+    excluded: int
+    """Not to be shown for one of these reasons."""
+    skipped: int
+    """Comparisons that were left out in crowds of lookalikes; 0: the search was complete."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlierInfo:
+    """What the data set was before samples were appended. Its samples are the first of today's, ordinal by ordinal."""
+
+    digest: str
+    samples: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything that a reader must know before it opens a shard."""
@@ -112,12 +146,16 @@ class Manifest:
     """None: not looked for."""
     metadata_gaps: dict[str, int] = field(default_factory=dict)
     """Samples without a record of metadata where the source has such, by reason."""
+    duplicates: DuplicatesInfo | None = None
+    """None: not looked for."""
     index_checksum: str
     """xxh3_128 of index.npy."""
     options: dict[str, Any] = field(default_factory=dict)
     """Every option that decides a byte of the data set."""
     codecs: dict[str, str] = field(default_factory=dict)
     """Decoder and encoder, with versions."""
+    earlier: tuple[EarlierInfo, ...] = ()
+    """The oldest first; overlays made for one of them hold for the first samples of this one."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -133,6 +171,8 @@ class Manifest:
             raise ValueError(
                 f"{self.samples} samples and {sum(self.rejects.values())} rejects are not {self.rows} rows"
             )
+        if any(e.samples > self.samples for e in self.earlier):
+            raise ValueError(f"an earlier state had more than the {self.samples} samples of today")
 
     @cached_property
     def digest(self) -> str:
@@ -144,6 +184,12 @@ class Manifest:
             "index": self.index_checksum,
         }
         return xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode())
+
+    def samples_at(self, digest: str) -> int | None:
+        """How many samples the data set had when `digest` was its digest; None: it never was."""
+        if digest == self.digest:
+            return self.samples
+        return {state.digest: state.samples for state in self.earlier}.get(digest)
 
     def save(self, directory: Path) -> None:
         """Write the manifest into `directory`. Call it last: it declares the data set finished."""
@@ -185,6 +231,9 @@ class Manifest:
             document["sources"] = {name: _parse(OriginInfo, f"sources.{name}", s) for name, s in sources.items()}
             if unlisted := document.get("unlisted"):
                 document["unlisted"] = UnlistedInfo(files=unlisted["files"], first=tuple(unlisted["first"]))
+            if duplicates := document.get("duplicates"):
+                document["duplicates"] = _parse(DuplicatesInfo, "duplicates", duplicates)
+            document["earlier"] = _parse_all(EarlierInfo, "earlier", document.get("earlier", []))
             manifest = _parse(cls, "manifest", document)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptDataError(f"{path}: contradicts itself ({error}); build the shards again") from error
@@ -228,6 +277,11 @@ def _missing(directory: Path) -> NotADatasetError | UnfinishedBuildError:
         return UnfinishedBuildError(
             f"{directory}: the build has not been finished; run the same `wv-ingest` command again to finish it"
         )
+    for folder, command in UNFINISHED.items():
+        if (directory / folder).is_dir():
+            return UnfinishedBuildError(
+                f"{directory}: `wv-ingest {command}` has not been finished; run the same command again to finish it"
+            )
     if directory.is_dir():
         return NotADatasetError(
             f"{directory}: no {MANIFEST_FILE} in it; expected the output of `wv-ingest build-shards`"

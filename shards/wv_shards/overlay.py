@@ -6,7 +6,8 @@ array's checksum. A pair that does not fit together is refused, so the two can't
 
 import io
 import json
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,10 +15,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from wv_shards.atomic import write_atomic
+from wv_shards.atomic import fsync_directory, temporary_path, write_atomic
 from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, OverlayMismatchError
+from wv_shards.manifest import Manifest
 
 OVERLAY_VERSION = 1
+EXCLUDE_DUPLICATE, EXCLUDE_ASKED = 1, 2
+"""Bits of a data set's own `exclude` overlay: why a sample is not shown. A copy of another; asked for by its key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +36,12 @@ class Overlay:
     """`Manifest.digest` of the data set that it belongs to."""
     info: dict[str, Any] = field(default_factory=dict)
     """Anything else worth keeping, JSON-able."""
+    neutral: Any = None
+    """What a row says of a sample that nobody has looked at yet: a value, or for records values by field; what is not
+    named is 0. With it the array is extended when the data set has grown."""
 
     def save(self, base: Path) -> None:
-        """Write `base`.npy, then `base`.json; each whole or not at all."""
+        """Write `base`.npy, then `base`.json; killed at any moment, a reader finds the old overlay or the new one."""
         buffer = io.BytesIO()
         np.save(buffer, self.array, allow_pickle=False)
         data = buffer.getvalue()
@@ -45,9 +52,16 @@ class Overlay:
             "rows": len(self.array),
             "checksum": xxhash.xxh3_128_hexdigest(data),
             "info": self.info,
+            **({} if self.neutral is None else {"neutral": self.neutral}),
         }
+        path = _with(base, ".json")
+        with open(temporary_path(path), "wb") as file:  # ready before the array, see `_fitting`
+            file.write((json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
         write_atomic(_with(base, ".npy"), data)
-        write_atomic(_with(base, ".json"), (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+        os.replace(temporary_path(path), path)
+        fsync_directory(path.parent)
 
     @classmethod
     def load(cls, base: Path | str, *, manifest_digest: str, kind: str | None = None) -> Self:
@@ -55,7 +69,7 @@ class Overlay:
 
         Args:
             base: path without suffix.
-            manifest_digest: of the data set that the overlay is wanted for.
+            manifest_digest: of the data set that the overlay is wanted for, and was made for.
             kind: expected kind, or None for any.
 
         Raises:
@@ -64,32 +78,91 @@ class Overlay:
             FormatVersionError: it was written by a newer version.
             CorruptDataError: the array is not the one that the JSON file speaks of.
         """
-        base = Path(base)
-        if base.suffix in (".npy", ".json"):
-            base = base.with_suffix("")
+        return cls._read(_without_suffix(base), {manifest_digest}, manifest_digest, kind)
+
+    @classmethod
+    def load_onto(cls, base: Path | str, manifest: Manifest, *, kind: str | None = None) -> Self:
+        """Read an overlay for a data set that may have grown since: with a row per sample of today.
+
+        One that was made for an earlier state is extended by neutral rows; what is on disk stays as it is.
+
+        Args:
+            base: as in `load`.
+            manifest: of the data set.
+            kind: as in `load`.
+
+        Raises:
+            ShardsError: as `load`; also an OverlayMismatchError where it has not a row per sample of its state.
+        """
+        base = _without_suffix(base)
+        digests = {manifest.digest, *(state.digest for state in manifest.earlier)}
+        found = cls._read(base, digests, manifest.digest, kind)
+        array, expected = found.array, manifest.samples_at(found.manifest_digest)
+        assert expected is not None
+        if not array.ndim or len(array) != expected:
+            raise OverlayMismatchError(f"{base}.npy: shape {array.shape}, expected ({expected}, …): a row per sample")
+        if expected < manifest.samples:
+            more = np.zeros((manifest.samples - expected, *array.shape[1:]), dtype=array.dtype)
+            try:
+                if isinstance(found.neutral, dict):
+                    for name, value in found.neutral.items():
+                        more[name] = value
+                elif found.neutral is not None:
+                    more[...] = found.neutral
+            except (ValueError, TypeError, IndexError, OverflowError) as error:
+                raise CorruptDataError(f"{base}.json: its neutral row does not fit its array ({error})") from error
+            array = np.concatenate([array, more])
+        return replace(found, array=array, manifest_digest=manifest.digest)
+
+    @classmethod
+    def _read(cls, base: Path, digests: set[str], wanted: str, kind: str | None) -> Self:
+        """The pair as it is on disk, if it was made for one of `digests`."""
+        path = _with(base, ".json")
         try:
-            document = json.loads(_with(base, ".json").read_bytes())
+            document = json.loads(path.read_bytes())
             data = _with(base, ".npy").read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise NotADatasetError(f"{base}: expected an overlay, {base.name}.json and {base.name}.npy") from None
         except ValueError as error:
             raise CorruptDataError(f"{base}.json: not JSON; write the overlay again") from error
+        found = xxhash.xxh3_128_hexdigest(data)
+        if document.get("checksum") != found:
+            document = _fitting(temporary_path(path), found) or document
         if document.get("overlay_version") != OVERLAY_VERSION:
             raise FormatVersionError(
                 f"{base}.json: overlay version {document.get('overlay_version')}, "
                 f"this wv-toolkit reads {OVERLAY_VERSION}; upgrade wv-toolkit"
             )
-        if document["manifest_digest"] != manifest_digest:
+        digest = document["manifest_digest"]
+        if digest not in digests:
             raise OverlayMismatchError(
-                f"{base}: made for data set {document['manifest_digest'][:12]}…, "
-                f"this is {manifest_digest[:12]}…; make it again for these shards"
+                f"{base}: made for data set {digest[:12]}…, this is {wanted[:12]}…; make it again for these shards"
             )
         if kind is not None and document["kind"] != kind:
             raise OverlayMismatchError(f"{base}: an overlay of kind {document['kind']!r}, expected {kind!r}")
-        if xxhash.xxh3_128_hexdigest(data) != document["checksum"]:
+        if found != document["checksum"]:
             raise CorruptDataError(f"{base}.npy: checksum differs from {base.name}.json; write the overlay again")
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-        return cls(kind=document["kind"], array=array, manifest_digest=manifest_digest, info=document["info"])
+        return cls(
+            kind=document["kind"],
+            array=np.load(io.BytesIO(data), allow_pickle=False),
+            manifest_digest=digest,
+            info=document["info"],
+            neutral=document.get("neutral"),
+        )
+
+
+def _fitting(path: Path, checksum: str) -> dict[str, Any] | None:
+    """What a writer that was killed between its two renames has left beside the new array; None if there is no such."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) and document.get("checksum") == checksum else None
+
+
+def _without_suffix(base: Path | str) -> Path:
+    base = Path(base)
+    return base.with_suffix("") if base.suffix in (".npy", ".json") else base
 
 
 def _with(base: Path, suffix: str) -> Path:

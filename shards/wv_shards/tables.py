@@ -1,12 +1,13 @@
-"""The two Parquet tables of a data set: what got in, and what did not.
+"""The Parquet tables of a data set: what got in, what did not, and which pictures are there more than once.
 
-Same row order as the index for the first; the source's order for the second.
+Same row order as the index for the first, the source's order for the second, ordinals rising in the third.
 """
 
 import pyarrow as pa
 
 SAMPLES_FILE = "samples.parquet"
 REJECTS_FILE = "rejects.parquet"
+DUPLICATES_FILE = "duplicates.parquet"
 
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -19,7 +20,11 @@ SAMPLES_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bytes", pa.int32()),
         ("content_hash", pa.uint64()),  # xxh3_64 of the source file
-        ("phash", pa.uint64()),  # perceptual hash of the picture; null where nothing was decoded
+        (
+            "phash",
+            pa.uint64(),
+        ),  # of the picture, the coarse half; null: not decoded, or too little structure
+        ("phash_fine", pa.uint64()),  # its fine half
     ]
 )
 
@@ -36,3 +41,15 @@ REJECTS_SCHEMA = pa.schema(
         ("detail", pa.string()),  # a code, never raw error text
     ]
 )
+
+DUPLICATES_SCHEMA = pa.schema(
+    [
+        ("ordinal", pa.int64()),  # the copy
+        ("first", pa.int64()),  # what it is a copy of: an earlier one by key, kept unless `conflict` and rule `drop`
+        ("kind", pa.string()),  # exact: the same file; near: the same picture
+        ("distance", pa.int32()),  # bits in which the perceptual hashes differ; 0 for exact
+        ("same_class", pa.bool_()),  # `ordinal` and `first` have one label
+        ("excluded", pa.bool_()),  # `ordinal` is in the exclude overlay for this reason
+    ]
+)
+"""A row for every sample that is a copy; a sample that nothing earlier resembles has none."""

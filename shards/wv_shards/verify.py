@@ -1,6 +1,6 @@
 """Is the data set on disk the one that was built? Reads every byte and compares it with manifest and index.
 
-It finds and names; it mends nothing.
+It finds and names; it mends nothing (`wv-ingest verify --repair` does).
 """
 
 import json
@@ -19,6 +19,7 @@ from wv_shards.index import INDEX_FILE, IndexArray, open_index
 from wv_shards.manifest import Manifest, ShardInfo
 from wv_shards.reader import Dataset
 from wv_shards.tables import REJECTS_FILE, SAMPLES_FILE
+from wv_shards.timm_info import TIMM_INFO_FILE, timm_info
 from wv_shards.writer import IDX_VERSION
 
 
@@ -77,6 +78,7 @@ def verify(directory: Path | str, progress: Callable[[int], None] | None = None)
         problems += _verify_shard(directory, shard, records, progress or (lambda _: None))
         start += shard.samples
     problems += _verify_tables(directory, manifest, index)
+    problems += _verify_timm_info(directory / TIMM_INFO_FILE, manifest)
     if index is not None:
         problems += _verify_counts(index_path, manifest, index)
     return problems
@@ -128,6 +130,29 @@ def _bad_samples(path: Path, records: IndexArray) -> list[int]:
 
 def _verify_members(path: Path, records: IndexArray) -> list[Problem]:
     """Tar, index and DALI index must speak of the same members at the same places."""
+    lines = member_lines(path)
+    problems = []
+    said = [line[0].split(" ", 3)[1:3] if line else [] for line in lines]
+    indexed = [[str(int(r["offset"])), str(int(r["size"]))] for r in records]
+    if said != indexed:
+        problems.append(_problem(path, ProblemKind.INDEX, "index.npy does not describe the members of this tar"))
+    idx = path.with_suffix(".idx")
+    try:
+        if idx.read_text() != dali_index(lines):
+            problems.append(_problem(idx, ProblemKind.INDEX, "does not describe the members of its tar"))
+    except FileNotFoundError:
+        problems.append(_problem(idx, ProblemKind.MISSING, "the DALI index is missing"))
+    except ValueError:
+        problems.append(_problem(idx, ProblemKind.UNREADABLE, "not a text file"))
+    return problems
+
+
+def member_lines(path: Path) -> list[list[str]]:
+    """Of each sample of a tar its members, `EXTENSION OFFSET SIZE NAME` each, as a DALI index has them.
+
+    Raises:
+        OSError, tarfile.TarError: it can't be read.
+    """
     lines: list[list[str]] = []
     with tarfile.open(path, "r:") as tar:
         key = None
@@ -137,21 +162,12 @@ def _verify_members(path: Path, records: IndexArray) -> list[Problem]:
                 lines.append([])
                 key = name
             lines[-1].append(f"{extension} {member.offset_data} {member.size} {member.name}")
-    problems = []
-    said = [line[0].split(" ", 3)[1:3] if line else [] for line in lines]
-    indexed = [[str(int(r["offset"])), str(int(r["size"]))] for r in records]
-    if said != indexed:
-        problems.append(_problem(path, ProblemKind.INDEX, "index.npy does not describe the members of this tar"))
-    idx = path.with_suffix(".idx")
-    expected = "\n".join([f"{IDX_VERSION} {len(lines)}", *(" ".join(line) for line in lines), ""])
-    try:
-        if idx.read_text() != expected:
-            problems.append(_problem(idx, ProblemKind.INDEX, "does not describe the members of its tar"))
-    except FileNotFoundError:
-        problems.append(_problem(idx, ProblemKind.MISSING, "the DALI index is missing"))
-    except ValueError:
-        problems.append(_problem(idx, ProblemKind.UNREADABLE, "not a text file"))
-    return problems
+    return lines
+
+
+def dali_index(lines: list[list[str]]) -> str:
+    """The text of NAME.idx for the members of a tar."""
+    return "\n".join([f"{IDX_VERSION} {len(lines)}", *(" ".join(line) for line in lines), ""])
 
 
 def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None) -> list[Problem]:
@@ -179,6 +195,17 @@ def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None
     except (OSError, ValueError) as error:
         problems.append(_problem(rejects, ProblemKind.UNREADABLE, f"not a readable table ({type(error).__name__})"))
     return problems
+
+
+def _verify_timm_info(path: Path, manifest: Manifest) -> list[Problem]:
+    """The file is for one foreign reader: a data set may be without it, but not with a wrong one."""
+    try:
+        sound = path.read_bytes() == timm_info(manifest)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [_problem(path, ProblemKind.UNREADABLE, f"can't be read: {error.strerror}")]
+    return [] if sound else [_problem(path, ProblemKind.INDEX, "is not what the manifest says")]
 
 
 def _verify_counts(index_path: Path, manifest: Manifest, index: IndexArray) -> list[Problem]:

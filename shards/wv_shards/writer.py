@@ -5,6 +5,7 @@ decodes nor decides what goes in.
 """
 
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,22 @@ MAX_KEY_BYTES = 94
 MAX_MEMBER_BYTES = 8**11 - 1
 """USTAR's size field has eleven octal digits."""
 IDX_VERSION = "v1.2"
+_WRITE_BYTES = 1 << 20
+_WRITE_PIECES = 512
+"""The system takes 1,024 in one call."""
+# A header block, but for name, size and checksum.
+_BEFORE_SIZE = b"0000444\0" + b"0000000\0" + b"0000000\0"  # mode, uid, gid
+_BEFORE_SUM = b"\0" + b"00000000000\0"  # the size's end, mtime
+_AFTER_SUM = (
+    b"0"  # regular file
+    + bytes(100)  # link name
+    + b"ustar\0"
+    + b"00"
+    + bytes(32 + 32 + 8 + 8 + 155 + 12)  # user, group, device numbers, prefix, padding
+)
+_FIXED_SUM = sum(_BEFORE_SIZE + _BEFORE_SUM + b" " * 8 + _AFTER_SUM)
+"""The checksum counts itself as blanks."""
+_to_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 class FinishedShard:
@@ -50,12 +67,14 @@ class ShardWriter:
         self._temporary = temporary_path(directory / f"{name}.tar")
         self._digest = xxhash.xxh3_128()
         self._offset = 0
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._rows: list[tuple[int, int, int, int, int, int, int]] = []
         self._idx_lines: list[str] = []
         self._finished = False
 
     def __enter__(self) -> Self:
-        self._file = open(self._temporary, "wb")
+        self._file = open(self._temporary, "wb", buffering=0)
         return self
 
     def __exit__(
@@ -92,20 +111,19 @@ class ShardWriter:
             raise ValueError(
                 f"key {key!r}: expected 1 to {MAX_KEY_BYTES} printable ASCII characters without '.' and '/'"
             )
-        members = (
-            ("jpg", image),
-            ("cls", str(label).encode()),
-            ("json", json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()),
-        )
-        placed = []
-        for extension, data in members:
+        self._write(_header(f"{key}.jpg", len(image)))
+        self._rows.append((self._offset, checksum(image), len(image), label, width, height, 0))
+        placed = [f"jpg {self._offset} {len(image)} {key}.jpg"]
+        self._write(image)
+        rest = [bytes(-len(image) % BLOCK_BYTES)]
+        at = self._offset + len(rest[0])
+        for extension, data in (("cls", b"%d" % label), ("json", _to_json(facts).encode())):
             name = f"{key}.{extension}"
-            self._write(_header(name, len(data)))
-            placed.append(f"{extension} {self._offset} {len(data)} {name}")
-            if extension == "jpg":
-                self._rows.append((self._offset, checksum(data), len(data), label, width, height, 0))
-            self._write(data)
-            self._write(bytes(-len(data) % BLOCK_BYTES))
+            padding = -len(data) % BLOCK_BYTES
+            rest += [_header(name, len(data)), data, bytes(padding)]
+            placed.append(f"{extension} {at + BLOCK_BYTES} {len(data)} {name}")
+            at += BLOCK_BYTES + len(data) + padding
+        self._write(b"".join(rest))
         self._idx_lines.append(" ".join(placed))
 
     def finish(self, band: int | None) -> FinishedShard:
@@ -118,6 +136,7 @@ class ShardWriter:
             raise ValueError(f"shard {self._name} holds no sample")
         self._write(bytes(2 * BLOCK_BYTES))
         self._write(bytes(-self._offset % RECORD_BYTES))
+        self._flush()
         # The index first: a tar under its final name always has its index beside it.
         idx = "\n".join([f"{IDX_VERSION} {len(self._idx_lines)}", *self._idx_lines, ""])
         write_atomic(self._directory / f"{self._name}.idx", idx.encode())
@@ -138,9 +157,22 @@ class ShardWriter:
         return self._offset
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
         self._digest.update(data)
         self._offset += len(data)
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= _WRITE_BYTES or len(self._waiting) >= _WRITE_PIECES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hand what waits to the system in one call, without joining it; a full disk takes less than all."""
+        while self._waiting:
+            taken = os.writev(self._file.fileno(), self._waiting)
+            self._waiting_bytes -= taken
+            while self._waiting and taken >= len(self._waiting[0]):
+                taken -= len(self._waiting.pop(0))
+            if taken:
+                self._waiting[0] = self._waiting[0][taken:]
 
 
 def temporary_files(directory: Path) -> list[Path]:
@@ -152,18 +184,6 @@ def _header(name: str, size: int) -> bytes:
     """A USTAR header block of a regular file: mode 0444, owner and group 0, time 0."""
     if size > MAX_MEMBER_BYTES:
         raise ValueError(f"{name}: {size} bytes, a member of a USTAR tar holds {MAX_MEMBER_BYTES} at most")
-    fields = [
-        name.encode("ascii").ljust(100, b"\0"),
-        b"0000444\0",  # mode
-        b"0000000\0",  # uid
-        b"0000000\0",  # gid
-        b"%011o\0" % size,
-        b"00000000000\0",  # mtime
-        b"        ",  # checksum, counted as blanks
-        b"0",  # regular file
-        bytes(100),  # link name
-        b"ustar\0" + b"00",
-        bytes(32 + 32 + 8 + 8 + 155 + 12),  # user, group, device numbers, prefix, padding
-    ]
-    block = b"".join(fields)
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    called, digits = name.encode("ascii"), b"%011o" % size
+    total = _FIXED_SUM + sum(called) + sum(digits)
+    return b"".join((called.ljust(100, b"\0"), _BEFORE_SIZE, digits, _BEFORE_SUM, b"%06o\0 " % total, _AFTER_SUM))

@@ -16,6 +16,7 @@ from wv_ingest.build import BuildOptions, BuildResult, PartResult, build, build_
 from wv_ingest.check import CheckOptions
 from wv_ingest.errors import BuildError
 from wv_ingest.progress import Progress
+from wv_ingest.report_html import REPORT_FILE
 from wv_ingest.sources import SourceOptions
 
 Draw = Callable[..., bytes]
@@ -123,21 +124,22 @@ def start_ingest() -> Callable[..., subprocess.Popen[str]]:
 def ingest(start_ingest: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `wv-ingest` to its end."""
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        with start_ingest(*arguments, **options) as process:
-            out, err = process.communicate(timeout=120)
+    def run(*arguments: object, input_text: str | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+        with start_ingest(*arguments, stdin=subprocess.PIPE if input_text else None, **options) as process:
+            out, err = process.communicate(input_text, timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != REPORT_FILE)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 @pytest.fixture(scope="session", name="folder_bytes")
 def folder_bytes_fixture() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder, by its relative name."""
+    """Every file below a folder, by its relative name, but for the report: commands write it, `build` does not."""
     return folder_bytes
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, ImageOps, features
 
-from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_image
+from wv_ingest.check import Accepted, CheckOptions, Decode, Reason, Rejected, Subsampling, check_image
+from wv_ingest.jpeg import read_header, strip
 
 Draw = Callable[..., bytes]
 KEEP = CheckOptions(size_px=0)
@@ -95,7 +96,7 @@ def test_orientation_is_applied(orientation: int, file_format: str, size_px: int
 
 @pytest.mark.parametrize("side", [(640, 200), (200, 640), (333, 334), (64, 64), (30, 900)])
 def test_the_shorter_side_becomes_the_size_and_nothing_is_enlarged(side: tuple[int, int]) -> None:
-    result = check_image(save(gradient(*side), "PNG"), CheckOptions(size_px=64))
+    result = check_image(save(gradient(*side), "PNG"), CheckOptions(size_px=64, max_aspect=30))
     assert isinstance(result, Accepted)
     assert min(result.width, result.height) == min(64, *side)
     factor = min(1.0, 64 / min(side))
@@ -270,3 +271,99 @@ def test_truncated_images_are_never_tolerated() -> None:
 def test_impossible_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="got"):
         CheckOptions(**options)
+
+
+def sound_for_pillow(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Exception:
+        return False
+    return True
+
+
+@given(data=st.data(), progressive=st.booleans(), grey=st.booleans())
+def test_a_kept_jpeg_is_judged_as_by_decoding_it_at_full_size(
+    encode: Draw, data: st.DataObject, progressive: bool, grey: bool
+) -> None:
+    """What is kept is decoded at an eighth of its size: it passes exactly if Pillow takes it in full."""
+    whole = encode(7, 300, 280, progressive=progressive)
+    if grey:
+        with Image.open(io.BytesIO(whole)) as image:
+            whole = save(image.convert("L"), "JPEG", progressive=progressive)
+    scan = whole.index(b"\xff\xda") + 14
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(0, 3))):
+        damaged[data.draw(st.integers(scan, len(whole) - 3))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        damaged = damaged[: data.draw(st.integers(scan, len(damaged)))] + b"\xff\xd9"
+    header = read_header(bytes(damaged))
+    assert header is not None
+    stored = strip(bytes(damaged), header)
+    result = check_image(bytes(damaged), KEEP)
+    if stored is not None:
+        assert isinstance(result, Accepted) == sound_for_pillow(stored)
+
+
+def test_checking_the_header_decodes_nothing_that_is_kept(encode: Draw) -> None:
+    header = CheckOptions(size_px=0, decode="header")
+    sound = encode(1, 100, 60)
+    scan = sound.index(b"\xff\xda") + 14
+    rubbish = sound[:scan] + bytes(len(sound) - scan - 2) + b"\xff\xd9"
+    for data in (sound, rubbish):
+        result = check_image(data, header)
+        assert isinstance(result, Accepted)
+        assert (result.data, result.width, result.height, result.phash) == (data, 100, 60, None)
+    cut = check_image(sound[:-40], header)
+    assert isinstance(cut, Rejected)
+    assert cut.reason == Reason.TRUNCATED  # the segments show it, so the decoder is asked
+    png = check_image(save(gradient(), "PNG"), header)
+    assert isinstance(png, Accepted)
+    assert png.phash is not None
+
+
+@pytest.mark.parametrize("decode", ["full", "header"])
+def test_limits_hold_before_anything_is_decoded(encode: Draw, decode: Decode) -> None:
+    sound = encode(1, 200, 20)
+    rubbish = sound[: sound.index(b"\xff\xda") + 14] + bytes(100) + b"\xff\xd9"
+    for limits, reason in (
+        ({"max_side_px": 199}, Reason.TOO_LARGE),
+        ({"max_pixels": 3999}, Reason.TOO_LARGE),
+        ({"min_side_px": 21}, Reason.TOO_SMALL),
+        ({"max_aspect": 9.9}, Reason.EXTREME_ASPECT),
+        ({"max_bytes": 50}, Reason.TOO_MANY_BYTES),
+    ):
+        result = check_image(rubbish, CheckOptions(size_px=0, decode=decode, **limits))
+        assert isinstance(result, Rejected), limits
+        assert result.reason == reason
+
+
+def test_metadata_is_kept_on_demand(encode: Draw) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    plain = save(gradient(), "JPEG", exif=exif, comment=b"a comment")
+    exif[0x0112] = 6
+    turned = save(gradient(), "JPEG", exif=exif, comment=b"a comment")
+    for data in (plain, turned):
+        without = check_image(data, KEEP)
+        assert isinstance(without, Accepted)
+        assert b"a camera" not in without.data
+        assert b"a comment" not in without.data
+        with_all = check_image(data, CheckOptions(size_px=0, keep_metadata=True))
+        assert isinstance(with_all, Accepted)
+        assert with_all.kept == (data is plain)
+        with Image.open(io.BytesIO(with_all.data)) as image:
+            assert image.getexif()[0x010F] == "a camera"
+            assert 0x0112 not in image.getexif()  # it has been followed
+            assert image.info["comment"] == b"a comment"
+    result = check_image(plain, CheckOptions(size_px=0, keep_metadata=True))
+    assert isinstance(result, Accepted)
+    assert result.data == plain
+
+
+@pytest.mark.parametrize(("subsampling", "factors"), [("4:2:0", b"\x22"), ("4:2:2", b"\x21"), ("4:4:4", b"\x11")])
+def test_colour_is_subsampled_as_asked(subsampling: Subsampling, factors: bytes) -> None:
+    result = check_image(save(gradient(), "PNG"), CheckOptions(size_px=0, subsampling=subsampling))
+    assert isinstance(result, Accepted)
+    frame = result.data.index(b"\xff\xc0")
+    assert result.data[frame + 11 : frame + 12] == factors

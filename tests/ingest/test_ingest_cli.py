@@ -42,7 +42,10 @@ def built(webvision: Path, tmp_path_factory: pytest.TempPathFactory, ingest: Cal
     return out
 
 
-@pytest.mark.parametrize("name", ["", "build-shards", "finalize", "verify", "stats", "sample-data"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "build-shards", "finalize", "verify", "append", "merge", "exclude", "stats", "report", "sample-data"],
+)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     result = invoke(*([name] if name else []), "--help")
     assert result.exit_code == 0

@@ -20,7 +20,7 @@ from wv_ingest.join import join
 from wv_ingest.parts import Part
 from wv_ingest.plan import PlannedShard
 from wv_ingest.progress import Progress
-from wv_shards import BUILD_DIR, Manifest, OutputExistsError, UnfinishedBuildError
+from wv_shards import BUILD_DIR, CorruptDataError, Manifest, OutputExistsError, UnfinishedBuildError
 
 Build = Callable[..., BuildResult | PartResult]
 Draw = Callable[..., bytes]
@@ -227,11 +227,11 @@ def test_parts_on_another_file_system_are_copied_and_compared(
     webvision: Path,
     build_small: Build,
 ) -> None:
-    monkeypatch.setattr("wv_ingest.join.os.link", no_links)
+    monkeypatch.setattr("wv_ingest.transfer.os.link", no_links)
     tar = sorted(three[1].rglob("*.tar"))[0]
     sound = tar.read_bytes()
     tar.write_bytes(sound[:700] + bytes([sound[700] ^ 1]) + sound[701:])
-    with pytest.raises(PartsError, match=f"{tar.name}: checksum .* the file changed after it was packed"):
+    with pytest.raises(CorruptDataError, match=f"{tar.name}: checksum .* the file changed after it was packed"):
         join_quietly(tmp_path / "out", three)
     os.truncate(tar, 1024)
     with pytest.raises(PartsError, match=f"shard {tar.stem} of part 2/3 is missing or cut off"):
@@ -260,7 +260,7 @@ main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize(("function", "call"), [("_bring", 1), ("_bring", 6), ("write_state", 1), ("finalize", 1)])
+@pytest.mark.parametrize(("function", "call"), [("bring", 1), ("bring", 6), ("write_state", 1), ("finalize", 1)])
 def test_a_killed_finalize_goes_on(
     three: list[Path],
     reference: Path,

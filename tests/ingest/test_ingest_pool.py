@@ -47,7 +47,7 @@ def test_every_job_is_answered_once_and_counted(work: Callable[..., int]) -> Non
     pool: WorkerPool[int, int] = WorkerPool(2, work)
     try:
         assert sorted(pool.run(range(50))) == [n * n for n in range(50)]
-        assert pool.counters() == (sum(range(50)), 10 * sum(range(50)), 0, 0)
+        assert pool.counters() == (sum(range(50)), 10 * sum(range(50)), 0, 0, 0)
         assert list(pool.run([])) == []
         assert list(pool.run([7])) == [49]
     finally:

@@ -1,6 +1,7 @@
 """Manifest and overlay: identity, refusals, bands."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from wv_shards import (
     Dataset,
+    EarlierInfo,
     Manifest,
     Overlay,
     OverlayMismatchError,
@@ -154,3 +156,123 @@ def test_the_digest_is_the_one_that_the_format_page_describes(small_dataset: Pat
     shards = ",".join(f'["{s["name"]}","{s["checksum"]}"]' for s in document["shards"])
     text = f'{{"classes":[{classes}],"format_version":1,"index":"{document["index_checksum"]}","shards":[{shards}]}}'
     assert xxhash.xxh3_128(text.encode()).hexdigest() == document["digest"] == Manifest.load(small_dataset).digest
+
+
+def grown_from(manifest: Manifest, more: int) -> Manifest:
+    """The manifest as if `more` samples of class 0 had been appended."""
+    first, last = manifest.classes[0], manifest.shards[-1]
+    return replace(
+        manifest,
+        classes=(replace(first, samples=first.samples + more, rows=first.rows + more), *manifest.classes[1:]),
+        shards=(*manifest.shards, replace(last, name="b12-000099", samples=more)),
+        samples=manifest.samples + more,
+        rows=manifest.rows + more,
+        earlier=(*manifest.earlier, EarlierInfo(digest=manifest.digest, samples=manifest.samples)),
+    )
+
+
+def test_earlier_states_are_kept_and_do_not_count_for_the_digest(small_dataset: Path, tmp_path: Path) -> None:
+    old = Manifest.load(small_dataset)
+    grown = grown_from(grown_from(old, 5), 2)
+    grown.save(tmp_path)
+    loaded = Manifest.load(tmp_path)
+    assert loaded == grown
+    assert loaded.digest == replace(grown, earlier=()).digest != old.digest
+    assert [loaded.samples_at(e.digest) for e in loaded.earlier] == [old.samples, old.samples + 5]
+    assert loaded.samples_at(loaded.digest) == old.samples + 7
+    assert loaded.samples_at("0" * 32) is None
+    with pytest.raises(ValueError, match="an earlier state had more"):
+        replace(old, earlier=(EarlierInfo(digest="0" * 32, samples=old.samples + 1),))
+
+
+@given(
+    width=st.sampled_from([None, 1, 3]),
+    dtype=st.sampled_from(["bool", "uint8", "float32", "int64"]),
+    neutral=st.sampled_from([None, 1, 0]),
+    grows=st.lists(st.integers(0, 4), max_size=3),
+)
+def test_an_overlay_of_any_earlier_state_holds_for_the_grown_data_set(
+    small_dataset: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    width: int | None,
+    dtype: str,
+    neutral: int | None,
+    grows: list[int],
+) -> None:
+    """The rows that are there stay, those of new samples are neutral, and the files are not touched."""
+    old = Manifest.load(small_dataset)
+    base = tmp_path_factory.mktemp("overlay") / "facts"
+    shape = (old.samples,) if width is None else (old.samples, width)
+    rows = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    Overlay(kind="facts", array=rows, manifest_digest=old.digest, neutral=neutral).save(base)
+    before = [base.with_suffix(s).read_bytes() for s in (".npy", ".json")]
+    now = old
+    for more in grows:
+        now = grown_from(now, more)
+    loaded = Overlay.load_onto(base, now)
+    assert loaded.manifest_digest == now.digest
+    assert loaded.array.dtype == rows.dtype
+    assert loaded.array.shape == (now.samples, *shape[1:])
+    assert np.array_equal(loaded.array[: old.samples], rows)
+    assert (loaded.array[old.samples :] == (neutral or 0)).all()
+    assert [base.with_suffix(s).read_bytes() for s in (".npy", ".json")] == before
+
+
+def test_a_record_overlay_names_the_neutral_values_of_its_fields(small_dataset: Path, tmp_path: Path) -> None:
+    old = Manifest.load(small_dataset)
+    now = grown_from(old, 3)
+    rows = np.zeros(old.samples, dtype=[("seen", "<u2"), ("prediction", "<i4")])
+    overlay = Overlay(kind="ledger", array=rows, manifest_digest=old.digest, neutral={"prediction": -1})
+    overlay.save(tmp_path / "ledger")
+    assert Overlay.load_onto(tmp_path / "ledger.npy", now, kind="ledger").array[old.samples :].tolist() == [(0, -1)] * 3
+    replace(overlay, neutral={"colour": 1}).save(tmp_path / "odd")
+    with pytest.raises(CorruptDataError, match="neutral row does not fit"):
+        Overlay.load_onto(tmp_path / "odd", now)
+
+
+def test_an_overlay_of_another_data_set_or_of_other_length_is_refused(small_dataset: Path, tmp_path: Path) -> None:
+    old = Manifest.load(small_dataset)
+    now = grown_from(old, 3)
+    Overlay(kind="exclude", array=np.zeros(now.samples), manifest_digest=now.digest).save(tmp_path / "later")
+    with pytest.raises(OverlayMismatchError, match="made for data set"):
+        Overlay.load_onto(tmp_path / "later", old)
+    Overlay(kind="exclude", array=np.zeros(old.samples + 1), manifest_digest=old.digest).save(tmp_path / "long")
+    with pytest.raises(OverlayMismatchError, match="a row per sample"):
+        Overlay.load_onto(tmp_path / "long", now)
+
+
+class Killed(BaseException):
+    """Stands for a kill at a certain call."""
+
+
+@pytest.mark.parametrize("kill_at", range(3))
+def test_an_overlay_killed_while_it_is_replaced_is_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    """Array and description are two files: between their renames the new array still has its description."""
+    base, calls = tmp_path / "exclude", 0
+    old = Overlay(kind="exclude", array=np.array([1, 0, 0]), manifest_digest="d" * 32, info={"step": 1})
+    new = Overlay(kind="exclude", array=np.array([1, 1, 0]), manifest_digest="d" * 32, info={"step": 2})
+    old.save(base)
+    real = os.replace
+
+    def replace_or_die(*args: Any) -> None:
+        nonlocal calls
+        if calls == kill_at:
+            raise Killed
+        calls += 1
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_or_die)
+        if kill_at < 2:
+            with pytest.raises(Killed):
+                new.save(base)
+        else:
+            new.save(base)
+    found = Overlay.load(base, manifest_digest="d" * 32)
+    expected = old if kill_at == 0 else new
+    assert (found.array.tolist(), found.info) == (expected.array.tolist(), expected.info)
+    new.save(base)
+    assert Overlay.load(base, manifest_digest="d" * 32).info == {"step": 2}
+    assert not list(tmp_path.glob("*.tmp"))

@@ -83,6 +83,8 @@ def test_state_and_overlay_hold_the_same_rows(tmp_path: Path) -> None:
     ledger.save(tmp_path / "ledger", "a" * 32, step=5)
     overlay = Overlay.load(tmp_path / "ledger", manifest_digest="a" * 32, kind="ledger")
     assert overlay.array.dtype == LEDGER_DTYPE
+    assert overlay.neutral == {"prediction": -1}, "so a grown data set's new samples read as never seen"
+    assert np.array_equal(Ledger(1).rows["prediction"], [-1])
     again = Ledger(SAMPLES)
     again.load_state(ledger.state())
     assert (again.rows == overlay.array).all()

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from wv_shards import SAMPLES_FILE, Dataset, Manifest, Overlay
+from wv_shards import SAMPLES_FILE, Dataset, EarlierInfo, Manifest, Overlay
 from wv_train import cli_report
 from wv_train.ledger import LEDGER_DTYPE
 from wv_train.report import GALLERY_IMAGES, write_report
@@ -506,6 +507,31 @@ def test_mistakes_are_one_line_and_code_1(
 def test_a_run_on_other_shards_is_refused(run: Path, small_dataset: Path) -> None:
     with pytest.raises(ReportError, match=r"trained on data set [0-9a-f]{12}…, .* holds [0-9a-f]{12}…"):
         write_report([run], run / "report.html", shards=small_dataset)
+
+
+def test_a_run_is_reported_on_what_it_saw_when_the_data_set_has_grown_since(
+    run: Path, shards: Path, tmp_path: Path
+) -> None:
+    """The last shard came later: its images are neither suspects nor missing in the ledger."""
+    now = Manifest.load(shards)
+    samples = now.samples - now.shards[-1].samples
+    grown = tmp_path / "grown"
+    shutil.copytree(shards, grown)
+    replace(now, earlier=(EarlierInfo(digest="e" * 32, samples=samples),)).save(grown)
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"manifest_digest": "e" * 32}))
+    ledger = make_ledger(samples)
+    Overlay(kind="ledger", array=ledger, manifest_digest="e" * 32).save(run / "ledger")
+    truth = write_truth(tmp_path / "truth.csv", shards, {samples - 1, samples})
+    (numbers,) = write_report([run], run / "report.html", shards=grown, truth_path=truth)["runs"]
+    assert numbers["samples"] == samples
+    assert numbers["known"] == np.count_nonzero(ledger["seen"])
+    with Dataset.open(shards) as dataset:
+        later = set(dataset.samples_table(["key"])["key"].to_pylist()[samples:])
+    assert not later & set(numbers["least_believed"])
+    Overlay(kind="ledger", array=make_ledger(now.samples), manifest_digest="e" * 32).save(run / "ledger")
+    with pytest.raises(ReportError, match="its ledger has 150 rows"):
+        write_report([run], run / "report.html", shards=grown)
 
 
 def test_a_truth_with_other_labels_is_refused(run: Path, shards: Path, tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wv_shards import BUILD_DIR, MANIFEST_FILE, Dataset, Manifest, Overlay
+from wv_shards import BUILD_DIR, MANIFEST_FILE, Dataset, EarlierInfo, Manifest, Overlay
 from wv_train import cli, cli_eval
 from wv_train.checkpoint import Checkpoint
 
@@ -294,6 +295,17 @@ def test_excluded_samples_are_never_shown(
     assert (seen[excluded] == 0).all()
     assert (seen[~excluded] > 0).mean() > 0.8
     assert sum(json.loads((out / "run.json").read_text())["class_counts"]) == (~excluded).sum()
+    grown = tmp_path / "grown"
+    shutil.copytree(small_dataset, grown)
+    earlier = EarlierInfo(digest="e" * 32, samples=200)
+    replace(Manifest.load(small_dataset), earlier=(earlier,)).save(grown)
+    Overlay(kind="exclude", array=excluded[:200], manifest_digest="e" * 32).save(tmp_path / "older")
+    out = tmp_path / "later"
+    arguments = ("--shards", grown, "--recipe", recipe, "--out", out, "--device", "cpu")
+    assert wv_train(*arguments, "--exclude", tmp_path / "older")[0] == 0
+    seen = np.load(out / "ledger.npy")["seen"]
+    assert (seen[:200][excluded[:200]] == 0).all()
+    assert (seen[200:] > 0).mean() > 0.8
 
 
 def test_wv_eval_refuses_in_one_line(

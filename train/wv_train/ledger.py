@@ -91,4 +91,10 @@ class Ledger:
 
     def save(self, base: Path, manifest_digest: str, *, step: int) -> None:
         """Write `base`.npy and `base`.json."""
-        Overlay(kind="ledger", array=self.rows, manifest_digest=manifest_digest, info={"step": step}).save(base)
+        Overlay(
+            kind="ledger",
+            array=self.rows,
+            manifest_digest=manifest_digest,
+            info={"step": step},
+            neutral={"prediction": -1},
+        ).save(base)

@@ -70,13 +70,14 @@ def _gather(run: RunData, truth_path: Path | None) -> RunReport:
             return RunReport(
                 run=run, samples=dataset.manifest.samples, seen=0, suspects=(), believed=(), judgement=None
             )
-        if len(run.ledger) != dataset.manifest.samples:
+        samples = dataset.manifest.samples_at(run.info["manifest_digest"])  # what was appended since is not its concern
+        if len(run.ledger) != samples:
             raise ReportError(
                 f"{run.path}: its ledger has {len(run.ledger):,} rows, "
-                f"{run.shards} {dataset.manifest.samples:,} samples; write the ledger again with --resume"
+                f"{run.shards} {samples:,} samples; write the ledger again with --resume"
             )
-        labels = dataset.index["label"].astype(np.int64)
-        table = dataset.samples_table(["key", "path"])
+        labels = dataset.index["label"][:samples].astype(np.int64)
+        table = dataset.samples_table(["key", "path"]).slice(0, samples)
         keys, paths = table["key"].to_pylist(), table["path"].to_pylist()
         truth = load_truth(truth_path, paths, labels) if truth_path else None
         ranked = rank_suspects(run.ledger)

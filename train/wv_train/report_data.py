@@ -112,7 +112,7 @@ def load_run(path: Path, name: str, shards: Path | None) -> RunData:
 
 
 def open_shards(run: RunData) -> Dataset:
-    """The shards that the run was trained on.
+    """The shards that the run was trained on, which may have grown since.
 
     Raises ShardsError where there are none, ReportError where they are others.
     """
@@ -120,7 +120,7 @@ def open_shards(run: RunData) -> Dataset:
         dataset = Dataset.open(run.shards)
     except NotADatasetError as error:
         raise ReportError(f"{run.path}: its shards are not at {run.shards}; name their place with --shards") from error
-    if dataset.manifest.digest != run.info["manifest_digest"]:
+    if dataset.manifest.samples_at(run.info["manifest_digest"]) is None:
         dataset.close()
         raise ReportError(
             f"{run.path}: trained on data set {run.info['manifest_digest'][:12]}…, {run.shards} holds "

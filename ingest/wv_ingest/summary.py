@@ -1,38 +1,24 @@
-"""Tables about shards for a person, and the same facts as one JSON-able document.
+"""Tables about builds and shards for a person, on the terminal. It counts nothing: `counts` and the build do."""
 
-Counts come from manifest and index; nothing is decoded.
-"""
-
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
+from rich.markup import escape
 from rich.table import Table
 
 from wv_ingest.build import BuildOptions, BuildResult, DryRun, PartResult
-from wv_shards import Dataset, Manifest, band_range, verify
+from wv_ingest.counts import class_figures
+from wv_ingest.duplicates import Conflict
+from wv_ingest.mark_duplicates import Marked
+from wv_shards import DUPLICATES_FILE, Dataset, DuplicatesInfo, Manifest, band_range
 
 _CLASSES_SHOWN = 20
-
-
-def class_figures(counts: list[int]) -> dict[str, Any]:
-    """Smallest, median and largest class, and how many times the largest is the smallest that is not empty."""
-    some = sorted(count for count in counts if count)
-    return {
-        "classes": len(counts),
-        "without": len(counts) - len(some),
-        "min": some[0] if some else 0,
-        "median": float(np.median(some)) if some else 0.0,
-        "max": some[-1] if some else 0,
-        "imbalance": some[-1] / some[0] if some else math.nan,
-    }
+_CONFLICTS_SHOWN = 20
 
 
 def _two_columns(title: str) -> Table:
@@ -49,7 +35,7 @@ def _add_class_figures(table: Table, counts: list[int]) -> None:
     table.add_row(
         "images a class: min / median / max", f"{figures['min']:,} / {figures['median']:,.0f} / {figures['max']:,}"
     )
-    table.add_row("imbalance ratio", f"{figures['imbalance']:,.1f}")
+    table.add_row("imbalance ratio", "–" if figures["imbalance"] is None else f"{figures['imbalance']:,.1f}")
 
 
 _OWN_NAMES = {"missing": "missing", "repeated-row": "repeated rows", "filtered": "filtered"}
@@ -59,12 +45,12 @@ def _add_account(table: Table, packed: int, rejects: dict[str, int]) -> None:
     """What became of the rows; these lines add up to the rows of the source."""
     table.add_row("images packed", f"{packed:,}")
     for reason, count in sorted(rejects.items(), key=lambda item: (item[0] in _OWN_NAMES, -item[1])):
-        table.add_row(_OWN_NAMES.get(reason, f"rejected: {reason}"), f"{count:,}")
+        table.add_row(_OWN_NAMES.get(reason, escape(f"rejected: {reason}")), f"{count:,}")
 
 
 def _add_unlisted(table: Table, files: int, first: Sequence[str]) -> None:
     names = f" ({', '.join(first)}{', …' if files > len(first) else ''})" if files else ""
-    table.add_row("files that no list names", f"{files:,}{names}")
+    table.add_row("files that no list names", escape(f"{files:,}{names}"))
 
 
 def print_summary(result: BuildResult, out: Path) -> None:
@@ -76,7 +62,7 @@ def print_summary(result: BuildResult, out: Path) -> None:
     table.add_row("rows of the source", f"{manifest.rows:,}")
     _add_account(table, manifest.samples, manifest.rejects)
     for name, origin in manifest.sources.items():
-        table.add_row(f"{name}: rows / packed", f"{origin.rows:,} / {origin.samples:,}")
+        table.add_row(escape(f"{name}: rows / packed"), f"{origin.rows:,} / {origin.samples:,}")
     if manifest.unlisted is not None:
         _add_unlisted(table, manifest.unlisted.files, manifest.unlisted.first)
     for reason, count in manifest.metadata_gaps.items():
@@ -84,9 +70,13 @@ def print_summary(result: BuildResult, out: Path) -> None:
     _add_class_figures(table, [c.samples for c in manifest.classes])
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("bytes", decimal(sum(shard.bytes for shard in manifest.shards)))
+    if manifest.duplicates is not None:
+        _add_duplicates(table, manifest.samples, manifest.duplicates)
     if not result.complete_before:
         if result.packed_rows < manifest.rows - manifest.rejects.get("filtered", 0):
             table.add_row("rows done in this run", f"{result.packed_rows:,}")
+        if result.noisy_rows:
+            table.add_row("files that a decoder complained of", f"{result.noisy_rows:,}")
         table.add_row("seconds", f"{result.seconds:,.1f}")
         table.add_row("rows a second", f"{result.packed_rows / result.seconds:,.0f}")
     Console().print(table)
@@ -104,6 +94,44 @@ def print_part(result: PartResult, out: Path) -> None:
     table.add_row("seconds", f"{result.seconds:,.1f}")
     Console().print(table)
     print("when all parts are complete: wv-ingest finalize OUT PART_DIR…")
+
+
+def _add_duplicates(table: Table, samples: int, found: DuplicatesInfo) -> None:
+    """Copies by kind, and images before and after they are left out."""
+    table.add_row("copies within a class: same file / same picture", f"{found.exact:,} / {found.near:,}")
+    table.add_row(f"images also in another class (--conflict {found.conflict})", f"{found.conflicts:,}")
+    table.add_row("images packed / without duplicates", f"{samples:,} / {samples - found.excluded:,}")
+    if found.skipped:
+        table.add_row("comparisons left out among very many lookalikes", f"{found.skipped:,}")
+
+
+def print_conflicts(directory: Path, manifest: Manifest) -> None:
+    """With `--conflict report`: some of the images whose picture stands in another class, a line each."""
+    found = manifest.duplicates
+    if found is None or found.conflict != Conflict.REPORT or not found.conflicts:
+        return
+    table = pq.read_table(directory / DUPLICATES_FILE, filters=[("same_class", "==", False)])
+    both = np.sort(np.stack([table.column("ordinal").to_numpy(), table.column("first").to_numpy()], axis=1), axis=1)
+    pairs = np.unique(both, axis=0)  # two samples may name one another
+    shown = pairs[:_CONFLICTS_SHOWN]
+    with Dataset.open(directory) as dataset:
+        keys = dataset.keys(shown.ravel().tolist())
+        names = [manifest.classes[label].name for label in dataset.index["label"][shown.ravel()].tolist()]
+    for at in range(0, len(keys), 2):
+        print(f"{keys[at]} ({names[at]}) and {keys[at + 1]} ({names[at + 1]}) show the same")
+    if len(pairs) > len(shown):
+        print(f"… and {len(pairs) - len(shown):,} more: {directory / DUPLICATES_FILE}, where same_class is false")
+
+
+def print_marked(directory: Path, marked: Marked) -> None:
+    """What `duplicates` found, and how many images were shown before and are now."""
+    manifest = marked.manifest
+    table = _two_columns(str(directory))
+    assert manifest.duplicates is not None
+    _add_duplicates(table, manifest.samples, manifest.duplicates)
+    table.add_row("images shown before / now", f"{marked.shown_before:,} / {marked.shown_now:,}")
+    Console().print(table)
+    print_conflicts(directory, manifest)
 
 
 def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
@@ -139,74 +167,26 @@ def print_dry_run(plan: DryRun, options: BuildOptions) -> None:
     console.print(bands)
 
 
-def stats_document(dataset: Dataset) -> dict[str, Any]:
-    """All that `stats` prints, JSON-able."""
-    manifest = dataset.manifest
-    labels, sizes = np.asarray(dataset.index["label"]), np.asarray(dataset.index["size"])
-    class_bytes = np.bincount(labels, weights=sizes, minlength=len(manifest.classes)).astype(np.int64).tolist()
-    return {
-        "format_version": manifest.format_version,
-        "digest": manifest.digest,
-        "split": manifest.split,
-        "seed": manifest.seed,
-        "options": manifest.options,
-        "codecs": manifest.codecs,
-        "rows": manifest.rows,
-        "samples": manifest.samples,
-        "rejects": manifest.rejects,
-        "sources": {name: asdict(origin) for name, origin in manifest.sources.items()},
-        "unlisted": None if manifest.unlisted is None else asdict(manifest.unlisted),
-        "metadata_gaps": manifest.metadata_gaps,
-        "shards": len(manifest.shards),
-        "shard_bytes": sum(shard.bytes for shard in manifest.shards),
-        "image_bytes": int(sizes.sum(dtype=np.int64)),
-        "per_class": class_figures([c.samples for c in manifest.classes]),
-        "bands": _bands(manifest, class_bytes),
-        "classes": [
-            {
-                "class_id": c.class_id,
-                "original_id": c.class_id if c.original_id is None else c.original_id,
-                "name": c.name,
-                "band": c.band,
-                "rows": c.rows,
-                "samples": c.samples,
-                "bytes": n,
-            }
-            for c, n in zip(manifest.classes, class_bytes, strict=True)
-        ],
-    }
-
-
-def _bands(manifest: Manifest, class_bytes: list[int]) -> list[dict[str, Any]]:
-    bands: dict[int, dict[str, Any]] = {}
-    for info, n in zip(manifest.classes, class_bytes, strict=True):
-        if info.band is not None:
-            empty = {"band": info.band, "classes": 0, "rows": 0, "samples": 0, "bytes": 0, "shards": 0}
-            band = bands.setdefault(info.band, empty)
-            for name, value in (("classes", 1), ("rows", info.rows), ("samples", info.samples), ("bytes", n)):
-                band[name] += value
-    for shard in manifest.shards:
-        if shard.band in bands:
-            bands[shard.band]["shards"] += 1
-    return [bands[band] for band in sorted(bands)]
-
-
 def print_stats(document: dict[str, Any]) -> None:
     """The document as tables; of the classes the largest and the smallest."""
     table = _two_columns(f"{document['split']}, {document['digest']}")
     table.add_row("rows of the source", f"{document['rows']:,}")
     _add_account(table, document["samples"], document["rejects"])
-    for name, origin in document["sources"].items():
-        table.add_row(f"{name}: rows / packed", f"{origin['rows']:,} / {origin['samples']:,}")
+    if document["excluded"]:
+        table.add_row("of these excluded by overlay", f"{document['excluded']:,}")
     _add_class_figures(table, [c["samples"] for c in document["classes"]])
     table.add_row("shards", f"{document['shards']:,}")
     table.add_row("bytes of shards", decimal(document["shard_bytes"]))
     table.add_row("bytes of images", decimal(document["image_bytes"]))
     console = Console()
     console.print(table)
-    console.print(_columns("bands", document["bands"], ["band", "classes", "rows", "samples", "shards", "bytes"]))
+    if document["sources"]:
+        origins = [{"name": name or "no source", **origin} for name, origin in document["sources"].items()]
+        console.print(_columns("sources", origins, ["name", "rows", "samples"]))
+    counts = ["rows", "samples", *(["excluded"] if document["excluded"] else [])]
+    console.print(_columns("bands", document["bands"], ["band", "classes", *counts, "shards", "bytes"]))
     classes = sorted(document["classes"], key=lambda c: (-c["samples"], c["class_id"]))
-    columns = ["class_id", "name", "band", "rows", "samples", "bytes"]
+    columns = ["class_id", "name", "band", *counts, "bytes"]
     if len(classes) <= _CLASSES_SHOWN:
         console.print(_columns("classes", classes, columns))
         return
@@ -227,19 +207,4 @@ def _columns(title: str, rows: list[dict[str, Any]], names: list[str]) -> Table:
 def _cell(name: str, value: Any) -> str:
     if name == "bytes":
         return decimal(value)
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def print_verified(directory: Path) -> bool:
-    """Verify the shards, print every problem on a line of its own; True if there is none."""
-    manifest = Manifest.load(directory)
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("verify", total=sum(shard.bytes for shard in manifest.shards))
-        problems = verify(directory, lambda count: bar.advance(task, count))
-    for problem in problems:
-        print(" ".join(f"{problem.path}: {problem.kind}: {problem.message}".splitlines()))
-    if not problems:
-        print(f"{directory}: {manifest.samples:,} images in {len(manifest.shards):,} shards, all as the manifest says")
-    return not problems
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else escape(str(value))
