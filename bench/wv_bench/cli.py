@@ -9,6 +9,7 @@ import click
 
 COMMANDS = {
     "ingest": ("wv_bench.ingest", "build-shards against bare loops, tar and webdataset.ShardWriter"),
+    "ingest-plan": ("wv_bench.ingest_plan", "planning at WebVision's size: time, memory, bytes of index"),
     "loader": ("wv_bench.loader", "the loader against other loaders and the bare decoder"),
     "plan": ("wv_bench.plan", "the epoch plan: exposures, shuffling, time and memory"),
 }
