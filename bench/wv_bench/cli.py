@@ -10,6 +10,7 @@ import click
 COMMANDS = {
     "duplicates": ("wv_bench.duplicates", "the search for duplicates: time, memory, recall against all pairs"),
     "ingest": ("wv_bench.ingest", "build-shards against bare loops, tar and webdataset.ShardWriter"),
+    "ingest-plan": ("wv_bench.ingest_plan", "planning at WebVision's size: time, memory, bytes of index"),
     "loader": ("wv_bench.loader", "the loader against other loaders and the bare decoder"),
     "plan": ("wv_bench.plan", "the epoch plan: exposures, shuffling, time and memory"),
 }

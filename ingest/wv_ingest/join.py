@@ -27,9 +27,10 @@ from wv_ingest.check import Reason
 from wv_ingest.errors import BuildMismatchError, PartsError
 from wv_ingest.finalize import finalize
 from wv_ingest.outcomes import ShardSummary
-from wv_ingest.pack import WORKERS_LOCK_FILE, outcomes_path
+from wv_ingest.pack import BYTES_READ, ROWS, WORKERS_LOCK_FILE, outcomes_path
 from wv_ingest.parts import Part, noted_plan
 from wv_ingest.plan import PlannedShard
+from wv_ingest.pool import COUNTERS
 from wv_ingest.progress import Progress
 from wv_ingest.transfer import bring
 from wv_shards import BUILD_DIR, MANIFEST_FILE, fsync_directory, write_atomic
@@ -75,10 +76,11 @@ def join(out: Path, folders: Sequence[Path], max_reject_fraction: float, progres
             return complete_before(out, state.identity, started)
         unlock_orphans(build_dir)
         _claim(out, build_dir, state)
-        counts = [0, 0, 0, 0]  # by the counters of `pack`
+        counts = [0] * COUNTERS  # as `pack` numbers them
         progress.start(total_rows=wanted, done_rows=0, done_rejects=0, counters=lambda: tuple(counts), what="joining")
         for rows, read in _bring_all(out, build_dir, parts, progress.tick):
-            counts = [counts[0] + rows, 0, counts[2] + read, 0]
+            counts[ROWS] += rows
+            counts[BYTES_READ] += read
             progress.tick()
         write_state(build_dir, state)  # last: now it is a build like any other, all shards packed
         progress.stop()

@@ -44,7 +44,7 @@ class _Task:
     deaths: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Slot:
     """An actor and what is known of it."""
 

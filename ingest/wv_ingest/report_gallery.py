@@ -49,8 +49,9 @@ def _rule(data: ReportData) -> str:
     bits = rule["near_distance"]
     near = "Equal files only." if bits is None else f"Near: the perceptual hashes differ in {bits} bits at most."
     several = f"Copies in several classes: {plain(rule['conflict'])}."
-    skipped = f" {count(rule['skipped'])} comparisons in crowds were left out." if rule["skipped"] else ""
-    return note(f"{near} {several}{skipped}")
+    short = rule["cut_short"]
+    crowds = f" {count(short)} pictures have too many lookalikes to be compared with all of them." if short else ""
+    return note(f"{near} {several}{crowds}")
 
 
 def _counts(found: Duplicates) -> str:
