@@ -68,6 +68,16 @@ def test_every_cut_into_blocks_misses_nothing(blocks: int) -> None:
         assert near_pairs(coarse, fine, 4).pairs.tolist() == brute_force(coarse, fine, 4, None)
 
 
+def test_hashes_that_share_a_bucket_by_accident_are_told_apart() -> None:
+    """With one bucket for all, of whatever group."""
+    rng = np.random.default_rng(1)
+    coarse, fine = draw_hashes(rng, 150, 3, 3)
+    groups = rng.integers(0, 3, 150)
+    with mock.patch.multiple(near_search, splitmix64=np.zeros_like, MOST_NEAR=150):
+        found = near_pairs(coarse, fine, 3, groups=groups)
+    assert found.pairs.tolist() == brute_force(coarse, fine, 3, groups)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
 def test_in_a_crowd_of_lookalikes_it_is_counted_who_was_cut_short(chunk: int) -> None:
     coarse, alike, unlike = (np.zeros(50, dtype=np.uint64) for _ in range(3))
