@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
+    "duplicates": ("wv_bench.duplicates", "the search for duplicates: time, memory, recall against all pairs"),
     "ingest": ("wv_bench.ingest", "build-shards against bare loops, tar and webdataset.ShardWriter"),
     "loader": ("wv_bench.loader", "the loader against other loaders and the bare decoder"),
     "plan": ("wv_bench.plan", "the epoch plan: exposures, shuffling, time and memory"),

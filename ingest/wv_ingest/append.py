@@ -15,7 +15,9 @@ Ordinals only append, and the new manifest names the old digest, so that overlay
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import pyarrow as pa
 from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, cut, pack_shards, packer
 from wv_ingest.build_state import (
     APPENDED,
+    PLAN_FILE,
     BuildState,
     Identity,
     folder_lock,
@@ -42,7 +45,7 @@ from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildMismatchError, SourceError
 from wv_ingest.exclude import EXCLUDE, excluded_rows
 from wv_ingest.finalize import Tables, unlisted_of, write_tables
-from wv_ingest.growth import Growth, growth_of
+from wv_ingest.growth import Growth, NewRows, growth_of
 from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.plan import order_rows
@@ -122,9 +125,9 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
     started = time.monotonic()
     append_dir = directory / APPEND_DIR
     if (append_dir / _JOINED / MANIFEST_FILE).is_file():
-        progress.note("finishing an append that was stopped")
         with folder_lock(append_dir):
-            finish_swap(directory)
+            finished = finish_swap(directory)
+        progress.note(f"finished an append that was stopped: {finished.samples:,} images; looking for more")
     before = Manifest.load(directory)
     if file_checksum(directory / INDEX_FILE) != before.index_checksum:
         raise CorruptDataError(f"{directory / INDEX_FILE}: is damaged; run `wv-ingest verify --repair` first")
@@ -137,16 +140,18 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
     )
     named = replace(build_options.source, path_column=options.path_column, label_column=options.label_column)
     build_options = replace(build_options, source=named)
-    source = read_again(directory, before, source_path, build_options, progress, options.classes_from)
-    if source.source_format == "folders" and source.root.resolve() in directory.resolve().parents:
+    if source_path.resolve() in directory.resolve().parents and build_options.source.source_format == "folders":
         raise SourceError(f"{directory}: lies inside the source, where it would become a class; give another source")
     with folder_lock(append_dir):
         if Manifest.load(directory).digest != before.digest:
             raise BuildMismatchError(f"{directory}: another append has just finished; run the same command again")
         unlock_orphans(append_dir)
+        read = partial(read_again, directory, before, source_path, build_options, progress, options.classes_from)
         try:
-            after, packed = _append(directory, before, source, build_options, progress)
+            after, packed = _append(directory, before, read, build_options, progress)
         except BaseException:
+            if append_dir.is_dir() and not (append_dir / PLAN_FILE).is_file():
+                remove_build_dir(append_dir)  # nothing has been packed
             for leftover in temporary_files(append_dir):
                 leftover.unlink()
             raise
@@ -154,14 +159,15 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
 
 
 def _append(
-    directory: Path, before: Manifest, source: Source, options: BuildOptions, progress: Progress
+    directory: Path, before: Manifest, read: Callable[[], Source], options: BuildOptions, progress: Progress
 ) -> tuple[Manifest, int]:
     append_dir = directory / APPEND_DIR
+    source = read()
     progress.note("comparing with what is there")
-    growth = growth_of(directory, source)
+    growth, new = growth_of(directory, source)
     if growth.relabelled:
         progress.warn(f"{growth.relabelled:,} images are packed under another class than the source has now; they stay")
-    if not growth.source.rows_in_all and len(source.class_names) == len(before.classes):
+    if not new.source.rows_in_all and len(source.class_names) == len(before.classes):
         if read_state(append_dir) is None:  # else it is an unfinished append of something else
             remove_build_dir(append_dir)
         return before, growth.packed
@@ -178,8 +184,8 @@ def _append(
     pool = WorkerPool(options.workers, packer(source, append_dir, options), options.limits)
     try:
         if state is None:
-            state = _plan(append_dir, before, identity, source, growth, options, pool, progress)
-        del source
+            state = _plan(append_dir, before, identity, source, new, options, pool, progress)
+        del source, new  # gigabytes for millions of rows; the workers map theirs from the plan
         left = Counter(before.rejects) - growth.gone_reasons - Counter({Reason.FILTERED.value: before.rows})
         pack_shards(
             append_dir,
@@ -206,21 +212,21 @@ def _plan(
     before: Manifest,
     identity: Identity,
     source: Source,
-    growth: Growth,
+    new: NewRows,
     options: BuildOptions,
     pool: "WorkerPool[Any, Any]",
     progress: Progress,
 ) -> BuildState:
-    progress.note(f"planning {growth.source.rows.num_rows:,} rows")
+    progress.note(f"planning {new.source.rows.num_rows:,} rows")
     bands = [
         info.band if info is not None and info.rows else band_of(int(rows))
-        for info, rows in zip_longest(before.classes, growth.source.class_rows().tolist())
+        for info, rows in zip_longest(before.classes, new.source.class_rows().tolist())
     ]
-    order = order_rows(growth.source, options.seed, bands)
+    order = order_rows(new.source, options.seed, bands)
     found = look_up(source, append_dir, pool, progress, unlisted=options.unlisted)
-    lookup = Lookup(places=None if found.places is None else found.places[growth.chosen], unlisted=found.unlisted)
-    shards, bytes_per_row = cut(growth.source, order, lookup, options, pool, before.shards)
-    return save_state(append_dir, identity, None, growth.source, order, shards, bytes_per_row, lookup)
+    lookup = Lookup(places=None if found.places is None else found.places[new.chosen], unlisted=found.unlisted)
+    shards, bytes_per_row = cut(new.source, order, lookup, options, pool, before.shards)
+    return save_state(append_dir, identity, None, new.source, order, shards, bytes_per_row, lookup)
 
 
 def _same_rejects(directory: Path, growth: Growth) -> bool:

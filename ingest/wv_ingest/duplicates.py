@@ -92,8 +92,8 @@ class Duplicates:
     distance: Ints
     same_class: Bools
     excluded: Bools
-    skipped: int
-    """Comparisons left out in crowds of lookalikes; see `near_search.BUCKET_REACH`."""
+    cut_short: int
+    """Pictures among too many lookalikes to compare with all; see `near_search.BUCKET_REACH`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +130,7 @@ def find_duplicates(
     """
     nodes = _nodes(hashes, near=options.near_distance is not None)
     pictures, heads = _pictures(nodes)
-    edges, links, skipped = _edges(nodes, heads, options.near_distance, note)
+    edges, links, cut_short = _edges(nodes, heads, options.near_distance, note)
 
     alike = np.bincount(pictures, minlength=len(heads)) > 1  # the very hash, in several classes
     linked = alike.copy()
@@ -160,7 +160,7 @@ def find_duplicates(
         distance=np.where(exact, 0, distance),
         same_class=same_class,
         excluded=same_class | (options.conflict is Conflict.DROP),
-        skipped=skipped,
+        cut_short=cut_short,
     )
 
 
@@ -208,7 +208,7 @@ def _pictures(nodes: _Nodes) -> tuple[Ints, Ints]:
 
 
 def _edges(nodes: _Nodes, heads: Ints, distance: int | None, note: Callable[[str], None]) -> tuple[Ints, Ints, int]:
-    """(E, 2) nodes of one class that are near one another, (L, 2) pictures that are, whatever the class; left out."""
+    """(E, 2) nodes of one class that are near one another, (L, 2) pictures that are, whatever the class; cut short."""
     if distance is None:
         none = np.zeros((0, 2), dtype=np.int64)
         return none, none, 0
@@ -218,7 +218,7 @@ def _edges(nodes: _Nodes, heads: Ints, distance: int | None, note: Callable[[str
     own = np.flatnonzero(nodes.hashed[heads])
     # Between classes there are a thousand times as many pairs to resemble one another by chance.
     between = near_pairs(nodes.coarse[heads[own]], nodes.fine[heads[own]], distance // 2, note=note)
-    return edges, own[between.pairs], within.skipped + between.skipped
+    return edges, own[between.pairs], within.cut_short + between.cut_short
 
 
 def _first_by_key(nodes: _Nodes, in_question: Bools, ranks_of: Callable[[Ints], Ints]) -> tuple[Ints, Ints, Ints]:

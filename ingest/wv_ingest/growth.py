@@ -22,12 +22,8 @@ from wv_shards import REJECTS_FILE, SAMPLES_FILE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Growth:
-    """Rows to try, and what becomes of earlier rejects."""
+    """What is known already, and what becomes of earlier rejects."""
 
-    source: Source
-    """Only the rows to try, numbered anew in their order."""
-    chosen: NDArray[np.int64]
-    """(rows to try,) their places in the table of the whole source."""
     packed: int
     """Rows of the source whose path is packed."""
     relabelled: int
@@ -42,7 +38,17 @@ class Growth:
     """The same by origin."""
 
 
-def growth_of(directory: Path, source: Source) -> Growth:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewRows:
+    """Rows to try. As large as a source: not to be held while shards are packed."""
+
+    source: Source
+    """Only these rows, numbered anew in their order."""
+    chosen: NDArray[np.int64]
+    """(rows,) their places in the table of the whole source."""
+
+
+def growth_of(directory: Path, source: Source) -> tuple[Growth, NewRows]:
     """Compare a source with the data set in `directory`.
 
     Raises:
@@ -76,9 +82,7 @@ def growth_of(directory: Path, source: Source) -> Growth:
         gone_classes += np.bincount(lost.filter(counted).column("label").to_numpy(), minlength=len(gone_classes))
         numbers = pa.array(found[gone]).filter(counted.combine_chunks())
         gone_origins.update(name for name in origin_of.take(numbers).to_pylist() if name)
-    return Growth(
-        source=_to_try(source, chosen, known),
-        chosen=chosen,
+    growth = Growth(
         packed=int(np.count_nonzero(known)),
         relabelled=relabelled,
         stays=np.concatenate([np.empty(0, dtype=bool), *stays]),
@@ -86,6 +90,7 @@ def growth_of(directory: Path, source: Source) -> Growth:
         gone_classes=gone_classes,
         gone_origins=gone_origins,
     )
+    return growth, NewRows(source=_to_try(source, chosen, known), chosen=chosen)
 
 
 def _to_try(source: Source, chosen: NDArray[np.int64], known: NDArray[np.bool_]) -> Source:

@@ -160,7 +160,7 @@ def _counts(found: Duplicates, options: DuplicateOptions) -> DuplicatesInfo:
         near=int((found.same_class & ~found.exact).sum()),
         conflicts=int((~found.same_class).sum()),
         excluded=int(found.excluded.sum()),
-        skipped=found.skipped,
+        cut_short=found.cut_short,
     )
 
 

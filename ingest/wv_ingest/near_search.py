@@ -22,8 +22,9 @@ from wv_shards import splitmix64
 U64 = NDArray[np.uint64]
 Pairs = NDArray[np.int64]
 
-BUCKET_REACH = 1000
-"""A hash is compared with so many that follow it in its bucket, in the order given: the bound for lookalike crowds."""
+BUCKET_REACH, MOST_NEAR = 1000, 32
+"""In a pass a hash is compared with so many that follow it in its bucket, and no further once so many were near: bounds
+for crowds of lookalikes, whose pairs grow with the square of their number."""
 
 _MAX_BLOCKS = 16
 _SORT_COST, _COMPARE_COST = 40.0, 4.0
@@ -38,8 +39,8 @@ class NearPairs:
 
     pairs: Pairs
     """(P, 2) places of hashes that are near one another, the smaller first; sorted, without repeats."""
-    skipped: int
-    """Comparisons that `BUCKET_REACH` left out. 0: every pair within the distances was found."""
+    cut_short: int
+    """Hashes whose search a bound ended. 0: every pair within the distances was found."""
 
 
 def near_pairs(
@@ -62,7 +63,7 @@ def near_pairs(
     if not 0 <= distance < _MAX_BLOCKS:
         raise ValueError(f"a distance must be within 0 … {_MAX_BLOCKS - 1} bits, got {distance}")
     count = len(coarse)
-    found, skipped = np.zeros(0, dtype=np.uint64), 0
+    found, cut_short = np.zeros(0, dtype=np.uint64), np.zeros(count, dtype=bool)
     place_bits = np.uint64(max(1, count.bit_length()))
     masks = _masks(distance, _mean_group(count, groups))
     for number, mask in enumerate(masks, 1):
@@ -77,11 +78,10 @@ def near_pairs(
         places = (entries & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
         buckets = entries >> place_bits
         del entries
-        here, left_out = _compare(buckets, places, coarse, fine, groups, distance)
-        found = np.unique(np.concatenate([found, here]))
-        skipped += left_out
+        passed = _near_in_buckets(buckets, places, coarse, fine, groups, distance, cut_short)
+        found = np.unique(np.concatenate([found, *passed]))
     pairs = np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
-    return NearPairs(pairs=pairs, skipped=skipped)
+    return NearPairs(pairs=pairs, cut_short=int(cut_short.sum()))
 
 
 def _mean_group(count: int, groups: NDArray[np.int64] | None) -> float:
@@ -110,41 +110,38 @@ def _blocks_for(distance: int, group: float) -> int:
     return min(range(distance + 1, _MAX_BLOCKS + 1), key=cost)
 
 
-def _compare(
+def _near_in_buckets(
     buckets: U64,
     places: NDArray[np.int64],
     coarse: U64,
     fine: U64,
     groups: NDArray[np.int64] | None,
     distance: int,
-) -> tuple[U64, int]:
-    """Near pairs within buckets, each as one integer with the smaller place above; and the comparisons left out."""
-    found: list[U64] = [np.zeros(0, dtype=np.uint64)]
-    sizes = np.diff(np.flatnonzero(np.concatenate([[True], buckets[1:] != buckets[:-1], [True]])))
-    crowds = np.maximum(0, sizes - BUCKET_REACH)
-    for first, second in _candidates(buckets, places, coarse, distance):
-        near = np.bitwise_count(fine[first] ^ fine[second]) <= 2 * distance
-        if groups is not None:
-            near &= groups[first] == groups[second]  # two groups can share a bucket
-        low, high = np.minimum(first[near], second[near]), np.maximum(first[near], second[near])
-        found.append(low.astype(np.uint64) << np.uint64(32) | high.astype(np.uint64))
-    return np.concatenate(found), int((crowds * (crowds - 1) // 2).sum())
-
-
-def _candidates(
-    buckets: U64, places: NDArray[np.int64], coarse: U64, distance: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Places of pairs of one bucket whose coarse halves are within the distance."""
+    cut_short: NDArray[np.bool_],
+) -> Iterator[U64]:
+    """Near pairs within buckets, each as one integer with the smaller place above; notes whose search is cut short."""
     for start in range(0, len(buckets), _CHUNK):
         stop = min(len(buckets), start + _CHUNK)
-        here = slice(start, min(len(buckets), stop + BUCKET_REACH))
-        bucket, hashes = buckets[here], coarse[places[here]]
-        left = np.arange(stop - start)
-        for step in range(1, BUCKET_REACH + 1):
+        here = slice(start, min(len(buckets), stop + BUCKET_REACH + 1))
+        bucket, place = buckets[here], places[here]
+        hashes = coarse[place]
+        left, matches = np.arange(stop - start), np.zeros(stop - start, dtype=np.int64)
+        for step in range(1, BUCKET_REACH + 2):
             left = left[: np.searchsorted(left, len(bucket) - step)]
             left = left[bucket[left] == bucket[left + step]]
+            done = matches[left] >= MOST_NEAR if step <= BUCKET_REACH else np.ones(len(left), dtype=bool)
+            if done.any():
+                cut_short[place[left[done]]] = True
+                left = left[~done]
             if not len(left):
                 break
             near = left[np.bitwise_count(hashes[left] ^ hashes[left + step]) <= distance]
-            if len(near):
-                yield places[start + near], places[start + near + step]
+            first, second = place[near], place[near + step]
+            same = np.bitwise_count(fine[first] ^ fine[second]) <= 2 * distance
+            if groups is not None:
+                same &= groups[first] == groups[second]  # two groups can share a bucket
+            if same.any():
+                matches[near[same]] += 1
+                first, second = first[same], second[same]
+                low, high = np.minimum(first, second), np.maximum(first, second)
+                yield low.astype(np.uint64) << np.uint64(32) | high.astype(np.uint64)

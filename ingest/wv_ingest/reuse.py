@@ -18,9 +18,10 @@ from wv_ingest.errors import BuildMismatchError, SourceError
 from wv_ingest.pool import WorkerLimits
 from wv_ingest.progress import Progress
 from wv_ingest.sources import Source, SourceOptions, read_source
+from wv_ingest.webdataset_tars import scanned, streams_of, tars_of_source
 from wv_shards import Manifest
 
-_OF_THE_SOURCE = ("source_rows", "classes", APPENDED, MERGED, *DuplicateOptions().deciding())
+_OF_THE_SOURCE = ("source_rows", "source_streams", "classes", APPENDED, MERGED, *DuplicateOptions().deciding())
 """Options that say which rows there were, or which samples are shown, not what was packed."""
 
 
@@ -55,6 +56,7 @@ def options_of(directory: Path, manifest: Manifest, **given: Any) -> BuildOption
                 split=manifest.split,  # type: ignore[arg-type]  # was one of them when it was built
                 source_format=said["source_format"],
                 only=said.get("only", "all"),
+                label_key=said.get("label_key"),
             ),
             limits=WorkerLimits(max_cpu_s=said["max_cpu_s"], max_memory_mb=said["max_memory_mb"]),
             seed=manifest.seed,
@@ -90,7 +92,15 @@ def read_again(
     progress.note(f"reading {source_path}")
     part = any(c.original_id is not None for c in manifest.classes)
     used = directory if part and classes_from is None else classes_from
-    source = _aligned(read_source(source_path, replace(options.source, classes_from=used)), directory, manifest)
+    source_options = replace(options.source, classes_from=used)
+    tars, given = None, tars_of_source(source_path, source_options)
+    if streams_of(given) is not None:
+        raise SourceError(f"{source_path}: these tars are streams; fetch them, then give the folder that they are in")
+    if given:
+        tars = scanned(
+            source_path, given, source_options, spool_dir=directory, workers=options.workers, progress=progress
+        )
+    source = _aligned(read_source(source_path, source_options, tars), directory, manifest)
     for text in source.warnings:
         progress.warn(text)
     was = Identity(seed=manifest.seed, split=manifest.split, options=_without(manifest.options), codecs={})
@@ -120,7 +130,7 @@ def _aligned(source: Source, directory: Path, manifest: Manifest) -> Source:
         id_of |= {name: class_id for class_id, name in enumerate(more, len(known))}
         lookup = np.array([id_of[name] for name in names], dtype=np.int32)
         return _relabelled(source, lookup, (*known, *more))
-    ids_only = numbered and source.source_format == "list"
+    ids_only = numbered and source.source_format != "webvision"
     if len(names) <= len(known) and (ids_only or names == known[: len(names)]):
         return replace(source, class_names=known)
     if names[: len(known)] != known:

@@ -102,8 +102,8 @@ def _add_duplicates(table: Table, samples: int, found: DuplicatesInfo) -> None:
     table.add_row("copies within a class: same file / same picture", f"{found.exact:,} / {found.near:,}")
     table.add_row(f"images also in another class (--conflict {found.conflict})", f"{found.conflicts:,}")
     table.add_row("images packed / without duplicates", f"{samples:,} / {samples - found.excluded:,}")
-    if found.skipped:
-        table.add_row("comparisons left out among very many lookalikes", f"{found.skipped:,}")
+    if found.cut_short:
+        table.add_row("pictures with too many lookalikes to compare all", f"{found.cut_short:,}")
 
 
 def print_conflicts(directory: Path, manifest: Manifest) -> None:

@@ -115,8 +115,8 @@ class DuplicatesInfo:
     """Of the rest, those whose picture stands in another class too."""
     excluded: int
     """Not to be shown for one of these reasons."""
-    skipped: int
-    """Comparisons that were left out in crowds of lookalikes; 0: the search was complete."""
+    cut_short: int
+    """Pictures with too many lookalikes to be compared with all of them; 0: the search was complete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

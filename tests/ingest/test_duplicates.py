@@ -100,7 +100,7 @@ def found_in(world: World, options: DuplicateOptions) -> dict[int, tuple[int, bo
     )
     ranks = np.array(world.ranks, dtype=np.int64)
     found = find_duplicates(hashes, lambda asked: np.argsort(np.argsort(ranks[asked])), options)
-    assert found.skipped == 0
+    assert found.cut_short == 0
     assert found.ordinal.tolist() == sorted(set(found.ordinal.tolist()))
     for i, first, exact, distance in zip(
         found.ordinal.tolist(), found.first.tolist(), found.exact.tolist(), found.distance.tolist(), strict=True

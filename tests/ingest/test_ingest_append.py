@@ -318,6 +318,31 @@ def test_lists_may_have_other_columns_and_repeated_rows_count_once(
     assert [c.name for c in result.manifest.classes] == ["0", "1", "2", "3", "4"]
 
 
+def test_webdataset_tars_are_appended_and_mend_what_they_brought(
+    tmp_path: Path, encode: Draw, build_small: Build, ingest: Ingest
+) -> None:
+    for folder, start in (("one", 0), ("two", 100)):
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / f"{folder}.tar", "w") as tar:
+            for i in range(start, start + 8):
+                for name, data in ((f"{i:04d}.jpg", encode(i)), (f"{i:04d}.cls", str(i % 3).encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    shards = tmp_path / "shards"
+    build_small(tmp_path / "one", shards, source_format="webdataset")
+    result = grow(shards, tmp_path / "two")
+    check_counts(shards)
+    assert (result.manifest.samples, len(result.manifest.classes)) == (16, 3)
+    assert not grow(shards, tmp_path / "two").changed
+    new = shards / f"{result.manifest.shards[-1].name}.tar"
+    sound = new.read_bytes()
+    new.unlink()
+    done = ingest("verify", shards, "--repair", tmp_path / "two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert new.read_bytes() == sound
+
+
 def test_exclusions_and_ledgers_hold_for_the_grown_data_set(raw: Path, shards: Path, encode: Draw) -> None:
     old = Manifest.load(shards)
     excluded = np.arange(old.samples) % 7 == 0

@@ -49,10 +49,10 @@ def test_the_search_finds_every_near_pair_and_no_other(
     coarse, _ = draw_hashes(rng, count, originals, distance)
     fine = draw_hashes(rng, count, 1, distance // 2 + 1)[1]
     groups = rng.integers(0, 3, count) if grouped else None
-    with mock.patch.object(near_search, "_CHUNK", chunk):
+    with mock.patch.multiple(near_search, _CHUNK=chunk, MOST_NEAR=count):
         found = near_pairs(coarse, fine, distance, groups=groups)
     assert found.pairs.tolist() == brute_force(coarse, fine, distance, groups)
-    assert found.skipped == 0
+    assert found.cut_short == 0
 
 
 @pytest.mark.parametrize("blocks", [5, 6, 9])
@@ -61,18 +61,25 @@ def test_every_cut_into_blocks_misses_nothing(blocks: int) -> None:
     rng = np.random.default_rng(blocks)
     coarse, _ = draw_hashes(rng, 200, 3, 4)
     fine = np.zeros(200, dtype=np.uint64)
-    with mock.patch.object(near_search, "_blocks_for", return_value=blocks):
+    with (
+        mock.patch.object(near_search, "_blocks_for", return_value=blocks),
+        mock.patch.object(near_search, "MOST_NEAR", 200),
+    ):
         assert near_pairs(coarse, fine, 4).pairs.tolist() == brute_force(coarse, fine, 4, None)
 
 
-def test_in_a_crowd_of_lookalikes_what_is_left_out_is_counted() -> None:
-    coarse, fine = np.zeros(50, dtype=np.uint64), np.arange(50, dtype=np.uint64)
-    with mock.patch.object(near_search, "BUCKET_REACH", 10):
-        found = near_pairs(coarse, fine, 0)
-        near = near_pairs(coarse, np.zeros(50, dtype=np.uint64), 0)
-    assert len(found.pairs) == 0
-    assert len(near.pairs) == sum(min(10, 49 - i) for i in range(50))
-    assert near.skipped == 50 * 49 // 2 - len(near.pairs)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+def test_in_a_crowd_of_lookalikes_it_is_counted_who_was_cut_short(chunk: int) -> None:
+    coarse, alike, unlike = (np.zeros(50, dtype=np.uint64) for _ in range(3))
+    unlike |= np.uint64(1) << np.arange(50, dtype=np.uint64)
+    with mock.patch.multiple(near_search, BUCKET_REACH=10, MOST_NEAR=50, _CHUNK=chunk):
+        assert len(near_pairs(coarse, unlike, 0).pairs) == 0
+        reached = near_pairs(coarse, alike, 0)
+    with mock.patch.multiple(near_search, MOST_NEAR=10, _CHUNK=chunk):
+        full = near_pairs(coarse, alike, 0)
+    for found in (reached, full):
+        assert len(found.pairs) == sum(min(10, 49 - i) for i in range(50))
+        assert found.cut_short == 39
 
 
 @pytest.mark.parametrize(("distance", "group", "most"), [(4, 16e6, 150), (8, 10e3, 500), (8, 16e6, 5000)])
