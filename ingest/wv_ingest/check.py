@@ -171,6 +171,24 @@ def check_image(data: bytes, options: CheckOptions) -> Accepted | Rejected:
             return refused.rejected
 
 
+def header_size(data: bytes, options: CheckOptions) -> tuple[int, int] | None:
+    """(width, height) by the header, after EXIF orientation; None where it says none or one beyond the limits."""
+    Image.MAX_IMAGE_PIXELS = options.max_pixels
+    format_name = sniff(data)
+    if format_name is None or format_name in RECOGNISED or not _decodable(format_name):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = _open(data, format_name)
+            _check_sides(image.size, options)
+        except _Refused:
+            return None
+        width, height = image.size
+        turned = format_name != "tiff" and _orientation(image) >= 5  # Pillow turns a TIFF's size itself
+    return (height, width) if turned else (width, height)
+
+
 def check_header(data: bytes, options: CheckOptions) -> Accepted | Rejected | None:
     """What can be said of `data` without any decoder, and without their risks; None: ask `check_image`."""
     try:

@@ -14,6 +14,7 @@ from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.cli_exclude import exclude_command
 from wv_ingest.cli_finalize import finalize_command
 from wv_ingest.cli_grow import append_command, merge_command
+from wv_ingest.cli_index import index_command
 from wv_ingest.cli_report import report_command
 from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.cli_verify import verify_command
@@ -344,6 +345,7 @@ main.add_command(append_command)
 main.add_command(merge_command)
 main.add_command(finalize_command, "finalize")
 main.add_command(report_command, "report")
+main.add_command(index_command, "index")
 
 if __name__ == "__main__":
     main()

@@ -139,7 +139,7 @@ def finalize(out: Path, build_dir: Path, state: BuildState, progress: Progress) 
         codecs=state.identity.codecs,
     )
     manifest = mark_duplicates(build_dir, manifest, DuplicateOptions.of(manifest.options), progress)
-    _move(build_dir, out, tables.shards)
+    move_into_place(build_dir, out, tables.shards)
     write_timm_info(out, manifest)
     manifest.save(out)
     remove_build_dir(build_dir)
@@ -215,7 +215,7 @@ def _write_table(path: Path, parts: Iterator[pa.Table]) -> int:
     return rows
 
 
-def _move(build_dir: Path, out: Path, infos: Sequence[ShardInfo]) -> None:
+def move_into_place(build_dir: Path, out: Path, infos: Sequence[ShardInfo]) -> None:
     """Give everything its place. Repeated after a kill, it moves what has not been moved yet."""
     names = [f"{info.name}{suffix}" for info in infos for suffix in (".idx", ".tar")]
     for name in [*names, INDEX_FILE, SAMPLES_FILE, REJECTS_FILE, *MARK_FILES]:

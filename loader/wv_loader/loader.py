@@ -321,8 +321,9 @@ class Loader:
         ordinals = plan.batch(number, self._share)
         records = self.dataset.index[np.maximum(ordinals, 0)]
         present = ordinals >= 0
-        widths = np.where(present, records["width"], 1).astype(np.int64)
-        heights = np.where(present, records["height"], 1).astype(np.int64)
+        # At least 1: a sample that is known not to decode has no size.
+        widths = np.where(present, np.maximum(records["width"], 1), 1).astype(np.int64)
+        heights = np.where(present, np.maximum(records["height"], 1), 1).astype(np.int64)
         if self.train:
             slots = number * self.options.batch_size + np.array(self._slots)
             crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)

@@ -20,6 +20,8 @@ Parsed = TypeVar("Parsed", bound="DataclassInstance")
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 _DIGEST_CLASS = ("class_id", "name", "rows", "samples", "band")
+IN_PLACE = "in_place"
+"""Key of `options`, true where foreign tars were indexed as they are (`wv-ingest index`)."""
 BUILD_DIR = ".build"
 """Folder of an unfinished build inside its output directory; removed after the manifest is written."""
 PART_FILE = "part.json"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from wv_shards.errors import ShardsError
 from wv_shards.hashing import checksum, file_checksum
 from wv_shards.index import INDEX_FILE, IndexArray, open_index
-from wv_shards.manifest import Manifest, ShardInfo
+from wv_shards.manifest import IN_PLACE, Manifest, ShardInfo
 from wv_shards.reader import Dataset
 from wv_shards.tables import REJECTS_FILE, SAMPLES_FILE
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info
@@ -73,9 +73,10 @@ def verify(directory: Path | str, progress: Callable[[int], None] | None = None)
         kind = ProblemKind.INDEX if index_path.exists() else ProblemKind.MISSING
         problems.append(_problem(index_path, kind, str(error)))
     start = 0
+    in_place = manifest.options.get(IN_PLACE) is True
     for shard in manifest.shards:
         records = None if index is None else index[start : start + shard.samples]
-        problems += _verify_shard(directory, shard, records, progress or (lambda _: None))
+        problems += _verify_shard(directory, shard, records, progress or (lambda _: None), in_place=in_place)
         start += shard.samples
     problems += _verify_tables(directory, manifest, index)
     problems += _verify_timm_info(directory / TIMM_INFO_FILE, manifest)
@@ -89,7 +90,12 @@ def _problem(path: Path, kind: ProblemKind, message: str) -> Problem:
 
 
 def _verify_shard(
-    directory: Path, shard: ShardInfo, records: IndexArray | None, progress: Callable[[int], None]
+    directory: Path,
+    shard: ShardInfo,
+    records: IndexArray | None,
+    progress: Callable[[int], None],
+    *,
+    in_place: bool,
 ) -> list[Problem]:
     path = directory / f"{shard.name}.tar"
     problems: list[Problem] = []
@@ -109,7 +115,7 @@ def _verify_shard(
                 _problem(path, ProblemKind.SAMPLE, f"sample {i} of the shard is not what the index says") for i in bad
             ]
             if sound:  # members of a broken tar are better not trusted
-                problems += _verify_members(path, records)
+                problems += _verify_foreign(path, records) if in_place else _verify_members(path, records)
     except FileNotFoundError:
         return [_problem(path, ProblemKind.MISSING, "the shard is missing")]
     except OSError as error:
@@ -145,6 +151,43 @@ def _verify_members(path: Path, records: IndexArray) -> list[Problem]:
     except ValueError:
         problems.append(_problem(idx, ProblemKind.UNREADABLE, "not a text file"))
     return problems
+
+
+def _verify_foreign(path: Path, records: IndexArray) -> list[Problem]:
+    """The same of a tar that was indexed in place: any members in any order, some samples may not be in the index.
+
+    Each line of the DALI index speaks of one record's sample: its members lie in the tar, the image is among them.
+    """
+    members = _places(path)
+    idx = path.with_suffix(".idx")
+    wrong = _problem(idx, ProblemKind.INDEX, "does not describe the members of its tar, or not those of index.npy")
+    try:
+        head, *lines = idx.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return [_problem(idx, ProblemKind.MISSING, "the DALI index is missing")]
+    except ValueError:  # not a line
+        return [wrong]
+    if head != f"{IDX_VERSION} {len(records)}".encode() or len(lines) != len(records):
+        return [wrong]
+    for line, record in zip(lines, records, strict=True):
+        words = line.split(b" ")
+        placed = set(zip(words[1::4], words[2::4], strict=False))
+        image = (str(int(record["offset"])).encode(), str(int(record["size"])).encode())
+        if len(words) % 4 or image not in placed or not placed <= members:
+            return [wrong]
+    return []
+
+
+def _places(path: Path) -> set[tuple[bytes, bytes]]:
+    """Offset and size of every file of a tar, in decimal; of a truncated one those that are there."""
+    found = set()
+    with tarfile.open(path, "r:") as tar:
+        try:
+            for member in tar:
+                found.add((str(member.offset_data).encode(), str(member.size).encode()))
+        except tarfile.ReadError:  # it ends here; what the index knows must lie before
+            pass
+    return found
 
 
 def member_lines(path: Path) -> list[list[str]]:
