@@ -43,6 +43,8 @@ def mark_duplicates(
 ) -> Manifest:
     """Find the duplicates of `folder`/samples.parquet; beside it write the exclude overlay and duplicates.parquet.
 
+    Of a validation set they are listed and none is excluded.
+
     Args:
         folder: of the data set, or of its unfinished build.
         manifest: of the data set; it need not be written yet.
@@ -63,6 +65,8 @@ def mark_duplicates(
     talk = manifest.samples >= _TALKATIVE_SAMPLES
     note = (lambda text: progress.note(f"near-duplicates: {text}")) if talk else (lambda _: None)
     found = find_duplicates(hashes, lambda ordinals: _ranks(table, ordinals), options, note)
+    if manifest.split == "val":  # or results would be of other images than everybody's
+        found = replace(found, excluded=np.zeros_like(found.excluded))
     bits = np.zeros(manifest.samples, dtype=np.uint8)
     if asked is not None:
         bits |= asked & np.uint8(EXCLUDE_ASKED)

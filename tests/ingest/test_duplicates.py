@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +312,18 @@ def test_searched_again_under_another_rule_the_shards_and_what_was_asked_for_sta
     exclude_keys(out, [keys["b"], keys["d"]], undo=True)
     again(out)
     assert folder_bytes(out) == built
+
+
+def test_a_validation_set_lists_its_copies_and_shows_all(two_classes: Path, tmp_path: Path, build_small: Build) -> None:
+    """Results on it must be of the images that everybody else tests on."""
+    train, val = (build_small(two_classes, tmp_path / split, split=split).manifest for split in ("train", "val"))
+    assert train.duplicates is not None
+    assert val.duplicates is not None
+    assert train.duplicates.excluded > 0
+    assert replace(train.duplicates, excluded=0) == val.duplicates
+    for split, manifest in (("train", train), ("val", val)):
+        overlay = Overlay.load(tmp_path / split / "exclude", manifest_digest=manifest.digest)
+        assert np.count_nonzero(overlay.array) == manifest.duplicates.excluded
 
 
 def test_the_same_build_with_another_rule_is_pointed_to_the_command(
