@@ -212,19 +212,22 @@ def _check(data: bytes, options: CheckOptions) -> Accepted:
         raise _Refused(Reason.UNSUPPORTED_FORMAT, str(format_name))
     if format_name is None:
         raise _Refused(Reason.NOT_AN_IMAGE, "")
-    header = _keepable(data, options)
-    if header is not None and not header.may_turn and not _changes_colours(header.profile, header.components):
-        kept = _keep(data, header, options)
-        if kept is not None:
-            return kept
+    if not options.size_px:  # then most need no more than this; else most have to be reduced
+        header = _keepable(data, options)
+        if header is not None and not header.may_turn and not _changes_colours(header.profile, header.components):
+            kept = _keep(data, header, options)
+            if kept is not None:
+                return kept
     image = _open(data, format_name)
     _check_sides(image.size, options)
     if format_name == "png" and not png_is_whole(data):
         raise _Refused(Reason.UNDECODABLE, "png:checksum")
-    if header is not None and image.size == (header.width, header.height) and not _needs_change(image):
-        kept = _keep(data, header, options)
-        if kept is not None:
-            return kept
+    if format_name == "jpeg" and not 0 < options.size_px < min(image.size) and not _needs_change(image):
+        header = _keepable(data, options)
+        if header is not None and image.size == (header.width, header.height):
+            kept = _keep(data, header, options)
+            if kept is not None:
+                return kept
     return _encode(image, format_name, options)
 
 
