@@ -87,6 +87,25 @@ def test_invalid_slots_change_neither_weights_nor_ledger(draw_batch: Callable[..
     assert (step_a.ledger.rows["seen"] == step_b.ledger.rows["seen"]).all()
 
 
+def test_batch_norm_sees_the_valid_pictures_only(draw_batch: Callable[..., Batch]) -> None:
+    """An epoch's last batch was two pictures and padding: the gradient exploded, running statistics were of nothing."""
+    padded = draw_batch(8, invalid=(1, 2, 3, 5, 6, 7))
+    padded.images[~padded.valid] = 0
+    twice = [0, 4] * 4
+    full = Batch(
+        images=padded.images[twice],
+        labels=padded.labels[twice],
+        ordinals=padded.ordinals[twice],
+        valid=padded.valid[twice],
+        index=0,
+    )
+    (model_a, step_a), (model_b, step_b) = _step(), _step()
+    step_a(padded, _setting(), step=0)
+    step_b(full, _setting(), step=0)
+    for a, b in zip(model_a.state_dict().values(), model_b.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_label_average_gate_uses_the_earlier_visits(draw_batch: Callable[..., Batch]) -> None:
     batch = draw_batch(8)
     _, step = _step()

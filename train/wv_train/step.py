@@ -110,7 +110,7 @@ class TrainStep:
         self._seed_dropout(int(combine(self._seed, step, self.world.rank)) >> 1)
         label_sum, seen = self.ledger.history(batch.ordinals)
         here = batch.to(self.world.device)
-        images = here.normalized(self._mean, self._std)
+        images = _filled(here.normalized(self._mean, self._std), here.valid)
         with torch.autocast(self.world.device.type, self._amp_dtype, enabled=self._amp_dtype is not None):
             logits = self._forward(images)
         losses, rows = judge(logits.float(), here, setting, label_sum, seen)
@@ -179,6 +179,20 @@ class Decision:
     """(B,) class weight of what is kept, else 0."""
     denominator: float
     """What the loss is divided by; 0 where nothing is kept: a zero step."""
+
+
+def _filled(images: Tensor, valid: Tensor) -> Tensor:
+    """(B/W, 3, S, S) with the valid pictures, in turn, in the slots of the invalid.
+
+    These weigh nothing in the loss, but batch norm would see them: an epoch's last batch may be two pictures and
+    padding, whose statistics blow up the gradient. On a rank that has no valid picture nothing can be done.
+    """
+    found = valid.nonzero().squeeze(1)
+    if not 0 < len(found) < len(valid):
+        return images
+    source = torch.arange(len(valid), device=valid.device)
+    source[~valid] = found[torch.arange(len(valid) - len(found), device=valid.device) % len(found)]
+    return images[source].contiguous(memory_format=torch.channels_last)
 
 
 def judge(logits: Tensor, batch: Batch, setting: StepSetting, label_sum: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
