@@ -43,7 +43,7 @@ from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, row_groups
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildMismatchError, SourceError
-from wv_ingest.exclude import EXCLUDE, excluded_rows
+from wv_ingest.exclude import excluded_rows
 from wv_ingest.finalize import Tables, unlisted_of, write_tables
 from wv_ingest.growth import Growth, NewRows, growth_of
 from wv_ingest.lookup import Lookup, look_up
@@ -55,6 +55,7 @@ from wv_ingest.reuse import options_of, read_again
 from wv_ingest.sources import Source
 from wv_shards import (
     APPEND_DIR,
+    EXCLUDE,
     EXCLUDE_ASKED,
     INDEX_FILE,
     MANIFEST_FILE,

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.duplicates import DuplicateOptions, Duplicates, Hashes, Ints, find_duplicates
-from wv_ingest.exclude import EXCLUDE, excluded_rows
+from wv_ingest.exclude import excluded_rows
 from wv_ingest.progress import Progress
 from wv_shards import (
     DUPLICATES_FILE,
     DUPLICATES_SCHEMA,
+    EXCLUDE,
     EXCLUDE_ASKED,
     EXCLUDE_DUPLICATE,
     SAMPLES_FILE,

@@ -21,13 +21,14 @@ from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, row_groups
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import MergeError
-from wv_ingest.exclude import EXCLUDE, excluded_rows
+from wv_ingest.exclude import excluded_rows
 from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.plan import next_number
 from wv_ingest.progress import Progress
 from wv_ingest.superseded import rejects_that_stay
 from wv_ingest.transfer import bring
 from wv_shards import (
+    EXCLUDE,
     INDEX_FILE,
     MANIFEST_FILE,
     MERGE_DIR,

@@ -34,7 +34,7 @@ from wv_shards.manifest import (
     band_of,
     band_range,
 )
-from wv_shards.overlay import EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay
+from wv_shards.overlay import EXCLUDE, EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay, lost_exclude
 from wv_shards.reader import Dataset
 from wv_shards.tables import (
     DUPLICATES_FILE,
@@ -54,6 +54,7 @@ __all__ = [
     "BUILD_DIR",
     "DUPLICATES_FILE",
     "DUPLICATES_SCHEMA",
+    "EXCLUDE",
     "EXCLUDE_ASKED",
     "EXCLUDE_DUPLICATE",
     "FLAG_BAD",
@@ -102,6 +103,7 @@ __all__ = [
     "file_checksum",
     "fsync_directory",
     "key_hash",
+    "lost_exclude",
     "member_lines",
     "open_index",
     "splitmix64",

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from wv_shards.errors import ShardsError
+from wv_shards.errors import CorruptDataError, ShardsError
 from wv_shards.hashing import checksum, file_checksum
 from wv_shards.index import INDEX_FILE, IndexArray, open_index
 from wv_shards.manifest import IN_PLACE, Manifest, ShardInfo
+from wv_shards.overlay import EXCLUDE, EXCLUDE_DUPLICATE, Overlay, exclude_remedy
 from wv_shards.reader import Dataset
 from wv_shards.tables import REJECTS_FILE, SAMPLES_FILE
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info
@@ -48,7 +49,7 @@ class Problem:
 
 
 def verify(directory: Path | str, progress: Callable[[int], None] | None = None) -> list[Problem]:
-    """Check a finished data set: sizes, checksums, members, index, DALI indexes, tables, counts.
+    """Check a finished data set: sizes, checksums, members, index, DALI indexes, tables, exclusions, counts.
 
     Args:
         directory: the data set.
@@ -79,6 +80,7 @@ def verify(directory: Path | str, progress: Callable[[int], None] | None = None)
         problems += _verify_shard(directory, shard, records, progress or (lambda _: None), in_place=in_place)
         start += shard.samples
     problems += _verify_tables(directory, manifest, index)
+    problems += _verify_exclude(directory, manifest)
     problems += _verify_timm_info(directory / TIMM_INFO_FILE, manifest)
     if index is not None:
         problems += _verify_counts(index_path, manifest, index)
@@ -238,6 +240,34 @@ def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None
     except (OSError, ValueError) as error:
         problems.append(_problem(rejects, ProblemKind.UNREADABLE, f"not a readable table ({type(error).__name__})"))
     return problems
+
+
+def _verify_exclude(directory: Path, manifest: Manifest) -> list[Problem]:
+    """What is not to be shown must be known; a data set where nothing was looked for or excluded has no overlay."""
+    base = directory / EXCLUDE
+    files = [directory / f"{EXCLUDE}{suffix}" for suffix in (".json", ".npy")]
+    absent = [file for file in files if not file.exists()]
+    if manifest.duplicates is None and absent == files:
+        return []
+    remedy = exclude_remedy(manifest)
+    if absent:
+        text = f"is missing, and with it which samples are not to be shown; {remedy}"
+        return [_problem(file, ProblemKind.MISSING, text) for file in absent]
+    try:
+        array = Overlay.load_onto(base, manifest, kind=EXCLUDE).array
+    except (ShardsError, OSError, ValueError) as error:
+        kind = ProblemKind.CHECKSUM if isinstance(error, CorruptDataError) else ProblemKind.UNREADABLE
+        return [_problem(files[0], kind, f"{error}. To mend it, {remedy}")]
+    if array.ndim != 1 or array.dtype.kind not in "bu":
+        text = f"{array.dtype} of {array.ndim} dimensions, expected a whole number for each sample; {remedy}"
+        return [_problem(files[1], ProblemKind.UNREADABLE, text)]
+    if manifest.duplicates is None or array.dtype == bool:  # bools: someone's own, which gives no reasons
+        return []
+    found = int(np.count_nonzero(array & EXCLUDE_DUPLICATE))
+    if found == manifest.duplicates.excluded:
+        return []
+    text = f"{found} duplicates excluded, the manifest says {manifest.duplicates.excluded}; {remedy}"
+    return [_problem(files[1], ProblemKind.COUNTS, text)]
 
 
 def _verify_timm_info(path: Path, manifest: Manifest) -> list[Problem]:
