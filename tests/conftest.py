@@ -26,6 +26,7 @@ from wv_shards import (
     checksum,
     file_checksum,
     key_hash,
+    table_checksums,
     write_index,
 )
 
@@ -99,6 +100,7 @@ def draw_dataset(
         rows=len(facts) + rejects,
         rejects={"empty": rejects} if rejects else {},
         index_checksum=file_checksum(directory / INDEX_FILE),
+        tables=table_checksums(directory),
     ).save(directory)
     return directory
 

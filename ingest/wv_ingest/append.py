@@ -40,7 +40,7 @@ from wv_ingest.build_state import (
     unlock_orphans,
 )
 from wv_ingest.check import Reason
-from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, row_groups
+from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, refuse_damaged_tables, row_groups
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildMismatchError, SourceError
 from wv_ingest.exclude import excluded_rows
@@ -72,6 +72,7 @@ from wv_shards import (
     band_of,
     file_checksum,
     fsync_directory,
+    table_checksums,
     temporary_files,
     write_timm_info,
 )
@@ -132,6 +133,7 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
     before = Manifest.load(directory)
     if file_checksum(directory / INDEX_FILE) != before.index_checksum:
         raise CorruptDataError(f"{directory / INDEX_FILE}: is damaged; run `wv-ingest verify --repair` first")
+    refuse_damaged_tables(directory, before)
     build_options = options_of(
         directory,
         before,
@@ -279,6 +281,7 @@ def _join(
         unlisted=unlisted_of(state),
         metadata_gaps=dict(sorted((Counter(before.metadata_gaps) + Counter(tables.metadata_gaps)).items())),
         index_checksum=file_checksum(joined / INDEX_FILE),
+        tables={**before.tables, **table_checksums(joined)},
         options=options,
     )
     if manifest.digest != before.digest:  # else only rejects have changed

@@ -44,6 +44,8 @@ from wv_shards.tables import (
     REJECTS_SCHEMA,
     SAMPLES_FILE,
     SAMPLES_SCHEMA,
+    damaged_tables,
+    table_checksums,
 )
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info, write_timm_info
 from wv_shards.verify import Problem, ProblemKind, dali_index, member_lines, verify
@@ -100,6 +102,7 @@ __all__ = [
     "checksum",
     "combine",
     "dali_index",
+    "damaged_tables",
     "file_checksum",
     "fsync_directory",
     "key_hash",
@@ -107,6 +110,7 @@ __all__ = [
     "member_lines",
     "open_index",
     "splitmix64",
+    "table_checksums",
     "temporary_files",
     "timm_info",
     "verify",

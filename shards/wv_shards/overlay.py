@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wv_shards.atomic import fsync_directory, temporary_path, write_atomic
 from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, OverlayMismatchError
-from wv_shards.manifest import Manifest
+from wv_shards.manifest import DuplicatesInfo, Manifest
 
 OVERLAY_VERSION = 1
 EXCLUDE_DUPLICATE, EXCLUDE_ASKED = 1, 2
@@ -175,11 +175,14 @@ def exclude_remedy(manifest: Manifest) -> str:
     rule = manifest.duplicates
     if rule is None:
         return f"restore it from a copy, or remove {EXCLUDE}.npy and {EXCLUDE}.json; {keys}"
+    left = f"{EXCLUDE}.npy and {EXCLUDE}.json"
+    return f"restore it from a copy, or remove what is left of {left} and run {search_command(rule)}; {keys}"
+
+
+def search_command(rule: DuplicatesInfo) -> str:
+    """The command that looks for duplicates again by the same rule, in backquotes."""
     near = "off" if rule.near_distance is None else rule.near_distance
-    return (
-        f"restore it from a copy, or remove what is left of {EXCLUDE}.npy and {EXCLUDE}.json and run `wv-ingest "
-        f"duplicates SHARDS --conflict {rule.conflict} --near-distance {near}`; {keys}"
-    )
+    return f"`wv-ingest duplicates SHARDS --conflict {rule.conflict} --near-distance {near}`"
 
 
 def _fitting(path: Path, checksum: str) -> dict[str, Any] | None:

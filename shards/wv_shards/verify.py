@@ -17,9 +17,9 @@ from wv_shards.errors import CorruptDataError, ShardsError
 from wv_shards.hashing import checksum, file_checksum
 from wv_shards.index import INDEX_FILE, IndexArray, open_index
 from wv_shards.manifest import IN_PLACE, Manifest, ShardInfo
-from wv_shards.overlay import EXCLUDE, EXCLUDE_DUPLICATE, Overlay, exclude_remedy
+from wv_shards.overlay import EXCLUDE, EXCLUDE_DUPLICATE, Overlay, exclude_remedy, search_command
 from wv_shards.reader import Dataset
-from wv_shards.tables import REJECTS_FILE, SAMPLES_FILE
+from wv_shards.tables import DUPLICATES_FILE, REJECTS_FILE, SAMPLES_FILE, damaged_tables
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info
 from wv_shards.writer import IDX_VERSION
 
@@ -218,6 +218,16 @@ def dali_index(lines: list[list[str]]) -> str:
 def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None) -> list[Problem]:
     problems: list[Problem] = []
     try:
+        for name in damaged_tables(directory, manifest.tables):
+            text = f"checksum differs from the manifest's{_remedy(name, manifest)}"
+            problems.append(_problem(directory / name, ProblemKind.CHECKSUM, text))
+    except OSError as error:
+        path = Path(error.filename)
+        problems.append(_problem(path, ProblemKind.UNREADABLE, f"can't be read: {error.strerror}"))
+    if DUPLICATES_FILE in manifest.tables and not (directory / DUPLICATES_FILE).exists():
+        text = f"the table is missing{_remedy(DUPLICATES_FILE, manifest)}"
+        problems.append(_problem(directory / DUPLICATES_FILE, ProblemKind.MISSING, text))
+    try:
         with Dataset.open(directory) as dataset:
             table = dataset.samples_table(["label", "width", "height", "bytes"])
             if index is not None:
@@ -240,6 +250,12 @@ def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None
     except (OSError, ValueError) as error:
         problems.append(_problem(rejects, ProblemKind.UNREADABLE, f"not a readable table ({type(error).__name__})"))
     return problems
+
+
+def _remedy(name: str, manifest: Manifest) -> str:
+    if name != DUPLICATES_FILE or manifest.duplicates is None:
+        return ""
+    return f"; {search_command(manifest.duplicates)} writes it anew"
 
 
 def _verify_exclude(directory: Path, manifest: Manifest) -> list[Problem]:

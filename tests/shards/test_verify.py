@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wv_shards import (
+    DUPLICATES_SCHEMA,
     EXCLUDE,
     EXCLUDE_ASKED,
     EXCLUDE_DUPLICATE,
@@ -125,8 +126,41 @@ def garble_samples(copy: Path) -> None:
     ],
 )
 def test_damage_beside_the_tars_is_found(copy: Path, damage: Callable[[Path], None], kind: ProblemKind) -> None:
+    """What the damage means is told by manifests of older writers too, which do not know the tables' checksums."""
+    tables = {"samples.parquet", "rejects.parquet"}
+    before = {name: (copy / name).read_bytes() for name in tables}
     damage(copy)
+    changed = any((copy / name).exists() and (copy / name).read_bytes() != before[name] for name in tables)
+    assert kinds(copy) == {kind} | ({ProblemKind.CHECKSUM} if changed else set())
+    replace(Manifest.load(copy), tables={}).save(copy)
     assert kinds(copy) == {kind}
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "rejects.parquet", "duplicates.parquet"])
+def test_one_flipped_bit_in_a_table_is_found(copy: Path, name: str) -> None:
+    """A path is then another image's: nothing else would tell."""
+    with_exclusions(copy)
+    path = copy / name
+    if not path.exists():
+        pq.write_table(DUPLICATES_SCHEMA.empty_table(), path)
+        manifest = Manifest.load(copy)
+        replace(manifest, tables={**manifest.tables, name: file_checksum(path)}).save(copy)
+    assert verify(copy) == []
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1  # in the footer's text
+    path.write_bytes(data)
+    assert (name, ProblemKind.CHECKSUM) in {(p.path.name, p.kind) for p in verify(copy)}
+    if name == "duplicates.parquet":
+        path.unlink()
+        (problem,) = verify(copy)
+        assert problem.kind == ProblemKind.MISSING
+        assert "`wv-ingest duplicates SHARDS --conflict drop --near-distance off` writes it anew" in problem.message
+
+
+def test_the_digest_does_not_cover_the_tables(copy: Path) -> None:
+    manifest = Manifest.load(copy)
+    assert set(manifest.tables) == {"samples.parquet", "rejects.parquet"}
+    assert replace(manifest, tables={}).digest == manifest.digest
 
 
 def test_file_checksum_is_of_the_whole_file(tmp_path: Path) -> None:
