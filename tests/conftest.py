@@ -28,6 +28,7 @@ from wv_shards import (
     key_hash,
     table_checksums,
     write_index,
+    write_timm_info,
 )
 
 # Examples are not timed: these machines are shared and noisy.
@@ -88,7 +89,7 @@ def draw_dataset(
     pq.write_table(pa.table(columns_of(SAMPLES_SCHEMA, columns), schema=SAMPLES_SCHEMA), directory / SAMPLES_FILE)
     rejected = [[f"drawn/bad{i}.jpg" for i in range(rejects)], [0] * rejects, ["empty"] * rejects, [""] * rejects]
     pq.write_table(pa.table(columns_of(REJECTS_SCHEMA, rejected), schema=REJECTS_SCHEMA), directory / REJECTS_FILE)
-    Manifest(
+    manifest = Manifest(
         seed=seed,
         split="train",
         classes=tuple(
@@ -101,7 +102,9 @@ def draw_dataset(
         rejects={"empty": rejects} if rejects else {},
         index_checksum=file_checksum(directory / INDEX_FILE),
         tables=table_checksums(directory),
-    ).save(directory)
+    )
+    write_timm_info(directory, manifest)
+    manifest.save(directory)
     return directory
 
 

@@ -81,7 +81,8 @@ def verify(directory: Path | str, progress: Callable[[int], None] | None = None)
         start += shard.samples
     problems += _verify_tables(directory, manifest, index)
     problems += _verify_exclude(directory, manifest)
-    problems += _verify_timm_info(directory / TIMM_INFO_FILE, manifest)
+    if not in_place:  # beside foreign tars it is their author's, if there is one
+        problems += _verify_timm_info(directory / TIMM_INFO_FILE, manifest)
     if index is not None:
         problems += _verify_counts(index_path, manifest, index)
     return problems
@@ -287,11 +288,10 @@ def _verify_exclude(directory: Path, manifest: Manifest) -> list[Problem]:
 
 
 def _verify_timm_info(path: Path, manifest: Manifest) -> list[Problem]:
-    """The file is for one foreign reader: a data set may be without it, but not with a wrong one."""
     try:
         sound = path.read_bytes() == timm_info(manifest)
     except FileNotFoundError:
-        return []
+        return [_problem(path, ProblemKind.MISSING, "is missing; `wv-ingest verify SHARDS --repair` writes it")]
     except OSError as error:
         return [_problem(path, ProblemKind.UNREADABLE, f"can't be read: {error.strerror}")]
     return [] if sound else [_problem(path, ProblemKind.INDEX, "is not what the manifest says")]

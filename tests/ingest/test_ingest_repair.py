@@ -59,6 +59,7 @@ def test_what_needs_no_source_is_mended_without_one(
 ) -> None:
     tars = sorted(shards.glob("*.tar"))
     tars[0].with_suffix(".idx").unlink()
+    (shards / "_info.json").unlink()
     flip(shards / "index.npy", 200)
     done = ingest("verify", shards, "--repair")
     assert done.returncode == 0, done.stdout + done.stderr
