@@ -73,6 +73,16 @@ def test_what_needs_no_source_is_mended_without_one(
     assert not (shards / ".repair").exists()
 
 
+@pytest.mark.parametrize("source", ["nowhere", "nowhere.tar"])
+def test_a_source_that_is_not_there_is_refused_even_where_nothing_is_broken(
+    shards: Path, tmp_path: Path, ingest: Ingest, source: str
+) -> None:
+    done = ingest("verify", shards, "--repair", tmp_path / source)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{source}: no such file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_source_that_has_changed_mends_nothing_and_is_named(
     shards: Path, webvision: Path, tmp_path: Path, ingest: Ingest, encode: Draw
 ) -> None:
