@@ -26,7 +26,9 @@ from wv_shards import (
     checksum,
     file_checksum,
     key_hash,
+    table_checksums,
     write_index,
+    write_timm_info,
 )
 
 # Examples are not timed: these machines are shared and noisy.
@@ -87,7 +89,7 @@ def draw_dataset(
     pq.write_table(pa.table(columns_of(SAMPLES_SCHEMA, columns), schema=SAMPLES_SCHEMA), directory / SAMPLES_FILE)
     rejected = [[f"drawn/bad{i}.jpg" for i in range(rejects)], [0] * rejects, ["empty"] * rejects, [""] * rejects]
     pq.write_table(pa.table(columns_of(REJECTS_SCHEMA, rejected), schema=REJECTS_SCHEMA), directory / REJECTS_FILE)
-    Manifest(
+    manifest = Manifest(
         seed=seed,
         split="train",
         classes=tuple(
@@ -99,7 +101,10 @@ def draw_dataset(
         rows=len(facts) + rejects,
         rejects={"empty": rejects} if rejects else {},
         index_checksum=file_checksum(directory / INDEX_FILE),
-    ).save(directory)
+        tables=table_checksums(directory),
+    )
+    write_timm_info(directory, manifest)
+    manifest.save(directory)
     return directory
 
 

@@ -40,10 +40,10 @@ from wv_ingest.build_state import (
     unlock_orphans,
 )
 from wv_ingest.check import Reason
-from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, row_groups
+from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, refuse_damaged_tables, row_groups
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildMismatchError, SourceError
-from wv_ingest.exclude import EXCLUDE, excluded_rows
+from wv_ingest.exclude import excluded_rows
 from wv_ingest.finalize import Tables, unlisted_of, write_tables
 from wv_ingest.growth import Growth, NewRows, growth_of
 from wv_ingest.lookup import Lookup, look_up
@@ -55,6 +55,7 @@ from wv_ingest.reuse import options_of, read_again
 from wv_ingest.sources import Source
 from wv_shards import (
     APPEND_DIR,
+    EXCLUDE,
     EXCLUDE_ASKED,
     INDEX_FILE,
     MANIFEST_FILE,
@@ -71,6 +72,7 @@ from wv_shards import (
     band_of,
     file_checksum,
     fsync_directory,
+    table_checksums,
     temporary_files,
     write_timm_info,
 )
@@ -131,6 +133,7 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
     before = Manifest.load(directory)
     if file_checksum(directory / INDEX_FILE) != before.index_checksum:
         raise CorruptDataError(f"{directory / INDEX_FILE}: is damaged; run `wv-ingest verify --repair` first")
+    refuse_damaged_tables(directory, before)
     build_options = options_of(
         directory,
         before,
@@ -278,6 +281,7 @@ def _join(
         unlisted=unlisted_of(state),
         metadata_gaps=dict(sorted((Counter(before.metadata_gaps) + Counter(tables.metadata_gaps)).items())),
         index_checksum=file_checksum(joined / INDEX_FILE),
+        tables={**before.tables, **table_checksums(joined)},
         options=options,
     )
     if manifest.digest != before.digest:  # else only rejects have changed

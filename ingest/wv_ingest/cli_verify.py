@@ -9,9 +9,10 @@ from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, Transf
 from rich.progress import Progress as RichProgress
 
 from wv_ingest.cli_errors import one_line_errors, stoppable
-from wv_ingest.errors import Stopped
+from wv_ingest.errors import SourceError, Stopped
 from wv_ingest.progress import Progress
 from wv_ingest.repair import RepairOptions, repair
+from wv_ingest.webdataset_urls import is_spec, tar_urls
 from wv_shards import Manifest, Problem, verify
 
 
@@ -43,6 +44,8 @@ def verify_command(
       wv-ingest verify shards/train --repair /data/webvision
       wv-ingest verify shards/train --repair
     """
+    if source:
+        _refuse_missing(source)
     problems = _verified(shards)
     if problems and source is not None:
         options = RepairOptions(
@@ -71,6 +74,14 @@ def verify_command(
         sys.exit(1)
     manifest = Manifest.load(shards)
     click.echo(f"{shards}: {manifest.samples:,} images in {len(manifest.shards):,} shards, all as the manifest says")
+
+
+def _refuse_missing(source: str) -> None:
+    """Said at once: else a mistyped SOURCE is told after all shards have been read, or never."""
+    if is_spec(source):
+        tar_urls(source)
+    elif not Path(source).exists():
+        raise SourceError(f"{source}: no such file or folder; expected what the shards were built from")
 
 
 def _verified(directory: Path) -> list[Problem]:

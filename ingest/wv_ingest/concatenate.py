@@ -12,7 +12,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wv_shards import REJECTS_SCHEMA, CorruptDataError, IndexArray, atomic_file, open_index, write_index
+from wv_shards import (
+    DUPLICATES_FILE,
+    REJECTS_SCHEMA,
+    CorruptDataError,
+    IndexArray,
+    Manifest,
+    atomic_file,
+    damaged_tables,
+    open_index,
+    write_index,
+)
 
 _GROUP_ROWS = 1 << 17
 """Rows of a Parquet row group, at least."""
@@ -75,6 +85,20 @@ def _masked(parts: Sequence[tuple[Path, NDArray[np.bool_] | None]]) -> Iterator[
             start += group.num_rows
         if mask is not None and start != len(mask):
             raise CorruptDataError(f"{part}: {start} rows, expected {len(mask)}")
+
+
+def refuse_damaged_tables(directory: Path, manifest: Manifest) -> None:
+    """What is made of a table gets a checksum of its own, so damage must not get into it.
+
+    Raises:
+        CorruptDataError: a table is not what the manifest says.
+    """
+    for name in damaged_tables(directory, manifest.tables):
+        if name != DUPLICATES_FILE:  # that one is made anew
+            raise CorruptDataError(
+                f"{directory / name}: checksum differs from the manifest's: the file changed after the build; restore "
+                "it from a copy, or build anew into a new folder"
+            )
 
 
 def row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -14,10 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.errors import IngestError
-from wv_shards import EXCLUDE_ASKED, SAMPLES_FILE, CorruptDataError, Manifest, Overlay
+from wv_shards import EXCLUDE, EXCLUDE_ASKED, SAMPLES_FILE, CorruptDataError, Manifest, Overlay, lost_exclude
 
-EXCLUDE = "exclude"
-"""Name and kind of the data set's own overlay of samples that are not to be shown."""
 _ASKED = np.uint8(EXCLUDE_ASKED)
 _NAMED = 5
 """Unknown keys that a message names."""
@@ -50,6 +48,8 @@ def exclude_keys(
         OSError: the overlay can't be written.
     """
     manifest = Manifest.load(directory)
+    if lost := lost_exclude(directory, manifest):  # a new overlay would show the duplicates again
+        raise CorruptDataError(lost)
     wanted = pa.array(sorted(set(keys)), pa.string())
     ordinals, known = _ordinals(directory / SAMPLES_FILE, manifest.samples, wanted)
     if not known.all() and not ignore_unknown:

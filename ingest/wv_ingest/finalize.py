@@ -39,6 +39,7 @@ from wv_shards import (
     band_of,
     file_checksum,
     fsync_directory,
+    table_checksums,
     write_index,
     write_timm_info,
 )
@@ -135,6 +136,7 @@ def finalize(out: Path, build_dir: Path, state: BuildState, progress: Progress) 
         unlisted=unlisted_of(state),
         metadata_gaps=tables.metadata_gaps,
         index_checksum=file_checksum(build_dir / INDEX_FILE),
+        tables=table_checksums(build_dir),
         options=state.identity.options,
         codecs=state.identity.codecs,
     )

@@ -53,6 +53,7 @@ from wv_shards import (
     OutputExistsError,
     ShardInfo,
     file_checksum,
+    table_checksums,
     temporary_files,
 )
 
@@ -275,6 +276,7 @@ def _finalize(directory: Path, build_dir: Path, state: BuildState, progress: Pro
         },
         unlisted=unlisted_of(state),
         index_checksum=file_checksum(build_dir / INDEX_FILE),
+        tables=table_checksums(build_dir),
         options=state.identity.options,
         codecs=state.identity.codecs,
     )

@@ -12,12 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from wv_ingest.concatenate import refuse_damaged_tables
 from wv_ingest.duplicates import DuplicateOptions, Duplicates, Hashes, Ints, find_duplicates
-from wv_ingest.exclude import EXCLUDE, excluded_rows
+from wv_ingest.exclude import excluded_rows
 from wv_ingest.progress import Progress
 from wv_shards import (
     DUPLICATES_FILE,
     DUPLICATES_SCHEMA,
+    EXCLUDE,
     EXCLUDE_ASKED,
     EXCLUDE_DUPLICATE,
     SAMPLES_FILE,
@@ -26,6 +28,7 @@ from wv_shards import (
     Manifest,
     Overlay,
     atomic_file,
+    file_checksum,
 )
 
 MARK_FILES = (f"{EXCLUDE}.npy", f"{EXCLUDE}.json", DUPLICATES_FILE)
@@ -75,7 +78,12 @@ def mark_duplicates(
     _write_table(folder / DUPLICATES_FILE, found)
     overlay = Overlay(kind=EXCLUDE, array=bits, manifest_digest=manifest.digest, info={"duplicates": asdict(info)})
     overlay.save(folder / EXCLUDE)
-    return replace(manifest, duplicates=info, options={**manifest.options, **options.deciding()})
+    return replace(
+        manifest,
+        duplicates=info,
+        tables={**manifest.tables, DUPLICATES_FILE: file_checksum(folder / DUPLICATES_FILE)},
+        options={**manifest.options, **options.deciding()},
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +104,7 @@ def mark_again(directory: Path, options: DuplicateOptions, progress: Progress) -
         OSError: the files can't be written.
     """
     manifest = Manifest.load(directory)
+    refuse_damaged_tables(directory, manifest)
     before = excluded_rows(directory, manifest)
     manifest = mark_duplicates(directory, manifest, options, progress, before)
     manifest.save(directory)

@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 
 from wv_ingest.build_state import MERGED, folder_lock, remove_build_dir
 from wv_ingest.check import Reason
-from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, row_groups
+from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, refuse_damaged_tables, row_groups
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import MergeError
-from wv_ingest.exclude import EXCLUDE, excluded_rows
+from wv_ingest.exclude import excluded_rows
 from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.plan import next_number
 from wv_ingest.progress import Progress
 from wv_ingest.superseded import rejects_that_stay
 from wv_ingest.transfer import bring
 from wv_shards import (
+    EXCLUDE,
     INDEX_FILE,
     MANIFEST_FILE,
     MERGE_DIR,
@@ -45,6 +46,7 @@ from wv_shards import (
     UnlistedInfo,
     file_checksum,
     fsync_directory,
+    table_checksums,
     write_atomic,
     write_timm_info,
 )
@@ -132,6 +134,7 @@ def _check(sets: Sequence[_Set], progress: Progress) -> None:
         found = file_checksum(one.folder / INDEX_FILE)
         if found != one.manifest.index_checksum:
             raise CorruptDataError(f"{one.folder / INDEX_FILE}: is damaged; run `wv-ingest verify` on its directory")
+        refuse_damaged_tables(one.folder, one.manifest)
     bands = [{m.classes[c].band for m in _with_rows(sets, c)} for c in range(len(widest.manifest.classes))]
     if several := sum(len(of_class) > 1 for of_class in bands):
         progress.warn(
@@ -225,6 +228,7 @@ def _write_tables(merge_dir: Path, sets: Sequence[_Set], shards: tuple[ShardInfo
         unlisted=_unlisted(manifests),
         metadata_gaps=dict(sorted(sum((Counter(m.metadata_gaps) for m in manifests), Counter[str]()).items())),
         index_checksum=file_checksum(merge_dir / INDEX_FILE),
+        tables=table_checksums(merge_dir),
         options=_options(manifests),
         codecs=_codecs(manifests),
         earlier=(*first.earlier, was),

@@ -5,8 +5,8 @@
     index     from all tars and samples.parquet; the manifest's checksum must come out
     _info     from the manifest
 
-The tables can't be made again. Everything is prepared in SHARDS/.repair and renamed when it is whole, so a kill loses
-nothing; what can't be made again stays as it is.
+The tables can't be made again; for copies and exclusions the command that does it is named. Everything is prepared in
+SHARDS/.repair and renamed when it is whole, so a kill loses nothing; what can't be made again stays as it is.
 """
 
 import os
@@ -25,6 +25,7 @@ from wv_ingest.build import packer
 from wv_ingest.build_state import folder_lock, remove_build_dir, unlock_orphans
 from wv_ingest.concatenate import row_groups
 from wv_ingest.lookup import look_up
+from wv_ingest.mark_duplicates import MARK_FILES
 from wv_ingest.outcomes import read_outcomes
 from wv_ingest.pack import PLAN_ROWS_FILE, outcomes_path
 from wv_ingest.paths import PathTable
@@ -115,8 +116,11 @@ def repair(
     manifest = Manifest.load(directory)
     tables = [name for name in (SAMPLES_FILE, REJECTS_FILE) if any(p.path.name == name for p in problems)]
     index_is_sound = _index_is_sound(directory, manifest)
-    tables = [name for name in tables if name == REJECTS_FILE or index_is_sound]  # else it was compared with the index
+    differ = {problem.path.name for problem in problems if problem.kind == ProblemKind.CHECKSUM}
+    if SAMPLES_FILE in tables and not index_is_sound and SAMPLES_FILE not in differ:
+        tables.remove(SAMPLES_FILE)  # it was compared with the index
     left = [f"{name}: can't be made again; restore it from a copy, or build anew into a new folder" for name in tables]
+    left += [str(problem) for problem in problems if problem.path.name in MARK_FILES]
     mended: list[str] = []
     with folder_lock(directory / REPAIR_DIR) as repair_dir:
         unlock_orphans(repair_dir)

@@ -26,7 +26,7 @@ from wv_loader.pipeline import Job, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
-from wv_shards import Dataset, Overlay
+from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
 ENGINES = ("auto", "pillow")
@@ -343,11 +343,13 @@ class Loader:
 
 def _layout(dataset: Dataset, exclude: Sequence[Path | str]) -> Layout:
     paths = [Path(path) for path in exclude]
-    if (dataset.directory / "exclude.json").exists():
-        paths.append(dataset.directory / "exclude")
+    if lost := lost_exclude(dataset.directory, dataset.manifest):
+        raise LoaderError(lost)
+    if (dataset.directory / f"{EXCLUDE}.json").exists():
+        paths.append(dataset.directory / EXCLUDE)
     excluded: NDArray[np.bool_] | None = None
     for path in paths:
-        array = Overlay.load_onto(path, dataset.manifest, kind="exclude").array
+        array = Overlay.load_onto(path, dataset.manifest, kind=EXCLUDE).array
         if array.shape != (dataset.manifest.samples,):
             raise LoaderError(f"{path}: shape {array.shape}, expected ({dataset.manifest.samples},): a row per sample")
         excluded = array.astype(bool) if excluded is None else excluded | array.astype(bool)

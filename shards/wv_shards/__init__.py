@@ -34,7 +34,7 @@ from wv_shards.manifest import (
     band_of,
     band_range,
 )
-from wv_shards.overlay import EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay
+from wv_shards.overlay import EXCLUDE, EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay, lost_exclude
 from wv_shards.reader import Dataset
 from wv_shards.tables import (
     DUPLICATES_FILE,
@@ -44,6 +44,8 @@ from wv_shards.tables import (
     REJECTS_SCHEMA,
     SAMPLES_FILE,
     SAMPLES_SCHEMA,
+    damaged_tables,
+    table_checksums,
 )
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info, write_timm_info
 from wv_shards.verify import Problem, ProblemKind, dali_index, member_lines, verify
@@ -54,6 +56,7 @@ __all__ = [
     "BUILD_DIR",
     "DUPLICATES_FILE",
     "DUPLICATES_SCHEMA",
+    "EXCLUDE",
     "EXCLUDE_ASKED",
     "EXCLUDE_DUPLICATE",
     "FLAG_BAD",
@@ -99,12 +102,15 @@ __all__ = [
     "checksum",
     "combine",
     "dali_index",
+    "damaged_tables",
     "file_checksum",
     "fsync_directory",
     "key_hash",
+    "lost_exclude",
     "member_lines",
     "open_index",
     "splitmix64",
+    "table_checksums",
     "temporary_files",
     "timm_info",
     "verify",

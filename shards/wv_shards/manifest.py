@@ -152,6 +152,8 @@ class Manifest:
     """None: not looked for."""
     index_checksum: str
     """xxh3_128 of index.npy."""
+    tables: dict[str, str] = field(default_factory=dict)
+    """xxh3_128 of the Parquet tables, by file name; without those that an older writer did not note."""
     options: dict[str, Any] = field(default_factory=dict)
     """Every option that decides a byte of the data set."""
     codecs: dict[str, str] = field(default_factory=dict)

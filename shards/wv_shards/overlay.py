@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 
 from wv_shards.atomic import fsync_directory, temporary_path, write_atomic
 from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, OverlayMismatchError
-from wv_shards.manifest import Manifest
+from wv_shards.manifest import DuplicatesInfo, Manifest
 
 OVERLAY_VERSION = 1
 EXCLUDE_DUPLICATE, EXCLUDE_ASKED = 1, 2
 """Bits of a data set's own `exclude` overlay: why a sample is not shown. A copy of another; asked for by its key."""
+EXCLUDE = "exclude"
+"""Name and kind of the data set's own overlay of samples that are not to be shown."""
+_NEEDED = {"checksum", "info", "kind", "manifest_digest", "overlay_version"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +128,8 @@ class Overlay:
             raise NotADatasetError(f"{base}: expected an overlay, {base.name}.json and {base.name}.npy") from None
         except ValueError as error:
             raise CorruptDataError(f"{base}.json: not JSON; write the overlay again") from error
+        if not isinstance(document, dict) or not document.keys() >= _NEEDED:
+            raise CorruptDataError(f"{base}.json: does not describe an overlay; write the overlay again")
         found = xxhash.xxh3_128_hexdigest(data)
         if document.get("checksum") != found:
             document = _fitting(temporary_path(path), found) or document
@@ -149,6 +154,35 @@ class Overlay:
             info=document["info"],
             neutral=document.get("neutral"),
         )
+
+
+def lost_exclude(directory: Path, manifest: Manifest) -> str | None:
+    """What to tell where duplicates were excluded and the overlay that says which is gone; None: all is well.
+
+    A data set without an overlay is whole where nothing was ever excluded.
+    """
+    if manifest.duplicates is None or not manifest.duplicates.excluded or (directory / f"{EXCLUDE}.json").exists():
+        return None
+    return (
+        f"{directory / EXCLUDE}.json: is missing, and {manifest.duplicates.excluded} duplicates were excluded; "
+        + exclude_remedy(manifest)
+    )
+
+
+def exclude_remedy(manifest: Manifest) -> str:
+    """What a person can do about a lost or damaged exclude overlay."""
+    keys = "exclusions by key stood in that file alone: `wv-ingest exclude --keys` makes them again"
+    rule = manifest.duplicates
+    if rule is None:
+        return f"restore it from a copy, or remove {EXCLUDE}.npy and {EXCLUDE}.json; {keys}"
+    left = f"{EXCLUDE}.npy and {EXCLUDE}.json"
+    return f"restore it from a copy, or remove what is left of {left} and run {search_command(rule)}; {keys}"
+
+
+def search_command(rule: DuplicatesInfo) -> str:
+    """The command that looks for duplicates again by the same rule, in backquotes."""
+    near = "off" if rule.near_distance is None else rule.near_distance
+    return f"`wv-ingest duplicates SHARDS --conflict {rule.conflict} --near-distance {near}`"
 
 
 def _fitting(path: Path, checksum: str) -> dict[str, Any] | None:

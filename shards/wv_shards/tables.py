@@ -3,7 +3,11 @@
 Same row order as the index for the first, the source's order for the second, ordinals rising in the third.
 """
 
+from pathlib import Path
+
 import pyarrow as pa
+
+from wv_shards.hashing import file_checksum
 
 SAMPLES_FILE = "samples.parquet"
 REJECTS_FILE = "rejects.parquet"
@@ -53,3 +57,18 @@ DUPLICATES_SCHEMA = pa.schema(
     ]
 )
 """A row for every sample that is a copy; a sample that nothing earlier resembles has none."""
+
+
+def table_checksums(folder: Path) -> dict[str, str]:
+    """Of the two tables that every data set has, xxh3_128 by file name, for its manifest."""
+    return {name: file_checksum(folder / name) for name in (REJECTS_FILE, SAMPLES_FILE)}
+
+
+def damaged_tables(directory: Path, checksums: dict[str, str]) -> list[str]:
+    """Names of the tables that are there and not as `Manifest.tables` says.
+
+    Raises:
+        OSError: one can't be read.
+    """
+    there = [name for name in sorted(checksums) if (directory / name).exists()]
+    return [name for name in there if file_checksum(directory / name) != checksums[name]]

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from wv_shards.errors import ShardsError
+from wv_shards.errors import CorruptDataError, ShardsError
 from wv_shards.hashing import checksum, file_checksum
 from wv_shards.index import INDEX_FILE, IndexArray, open_index
 from wv_shards.manifest import IN_PLACE, Manifest, ShardInfo
+from wv_shards.overlay import EXCLUDE, EXCLUDE_DUPLICATE, Overlay, exclude_remedy, search_command
 from wv_shards.reader import Dataset
-from wv_shards.tables import REJECTS_FILE, SAMPLES_FILE
+from wv_shards.tables import DUPLICATES_FILE, REJECTS_FILE, SAMPLES_FILE, damaged_tables
 from wv_shards.timm_info import TIMM_INFO_FILE, timm_info
 from wv_shards.writer import IDX_VERSION
 
@@ -48,7 +49,7 @@ class Problem:
 
 
 def verify(directory: Path | str, progress: Callable[[int], None] | None = None) -> list[Problem]:
-    """Check a finished data set: sizes, checksums, members, index, DALI indexes, tables, counts.
+    """Check a finished data set: sizes, checksums, members, index, DALI indexes, tables, exclusions, counts.
 
     Args:
         directory: the data set.
@@ -79,7 +80,9 @@ def verify(directory: Path | str, progress: Callable[[int], None] | None = None)
         problems += _verify_shard(directory, shard, records, progress or (lambda _: None), in_place=in_place)
         start += shard.samples
     problems += _verify_tables(directory, manifest, index)
-    problems += _verify_timm_info(directory / TIMM_INFO_FILE, manifest)
+    problems += _verify_exclude(directory, manifest)
+    if not in_place:  # beside foreign tars it is their author's, if there is one
+        problems += _verify_timm_info(directory / TIMM_INFO_FILE, manifest)
     if index is not None:
         problems += _verify_counts(index_path, manifest, index)
     return problems
@@ -216,6 +219,16 @@ def dali_index(lines: list[list[str]]) -> str:
 def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None) -> list[Problem]:
     problems: list[Problem] = []
     try:
+        for name in damaged_tables(directory, manifest.tables):
+            text = f"checksum differs from the manifest's{_remedy(name, manifest)}"
+            problems.append(_problem(directory / name, ProblemKind.CHECKSUM, text))
+    except OSError as error:
+        path = Path(error.filename)
+        problems.append(_problem(path, ProblemKind.UNREADABLE, f"can't be read: {error.strerror}"))
+    if DUPLICATES_FILE in manifest.tables and not (directory / DUPLICATES_FILE).exists():
+        text = f"the table is missing{_remedy(DUPLICATES_FILE, manifest)}"
+        problems.append(_problem(directory / DUPLICATES_FILE, ProblemKind.MISSING, text))
+    try:
         with Dataset.open(directory) as dataset:
             table = dataset.samples_table(["label", "width", "height", "bytes"])
             if index is not None:
@@ -240,12 +253,45 @@ def _verify_tables(directory: Path, manifest: Manifest, index: IndexArray | None
     return problems
 
 
+def _remedy(name: str, manifest: Manifest) -> str:
+    if name != DUPLICATES_FILE or manifest.duplicates is None:
+        return ""
+    return f"; {search_command(manifest.duplicates)} writes it anew"
+
+
+def _verify_exclude(directory: Path, manifest: Manifest) -> list[Problem]:
+    """What is not to be shown must be known; a data set where nothing was looked for or excluded has no overlay."""
+    base = directory / EXCLUDE
+    files = [directory / f"{EXCLUDE}{suffix}" for suffix in (".json", ".npy")]
+    absent = [file for file in files if not file.exists()]
+    if manifest.duplicates is None and absent == files:
+        return []
+    remedy = exclude_remedy(manifest)
+    if absent:
+        text = f"is missing, and with it which samples are not to be shown; {remedy}"
+        return [_problem(file, ProblemKind.MISSING, text) for file in absent]
+    try:
+        array = Overlay.load_onto(base, manifest, kind=EXCLUDE).array
+    except (ShardsError, OSError, ValueError) as error:
+        kind = ProblemKind.CHECKSUM if isinstance(error, CorruptDataError) else ProblemKind.UNREADABLE
+        return [_problem(files[0], kind, f"{error}. To mend it, {remedy}")]
+    if array.ndim != 1 or array.dtype.kind not in "bu":
+        text = f"{array.dtype} of {array.ndim} dimensions, expected a whole number for each sample; {remedy}"
+        return [_problem(files[1], ProblemKind.UNREADABLE, text)]
+    if manifest.duplicates is None or array.dtype == bool:  # bools: someone's own, which gives no reasons
+        return []
+    found = int(np.count_nonzero(array & EXCLUDE_DUPLICATE))
+    if found == manifest.duplicates.excluded:
+        return []
+    text = f"{found} duplicates excluded, the manifest says {manifest.duplicates.excluded}; {remedy}"
+    return [_problem(files[1], ProblemKind.COUNTS, text)]
+
+
 def _verify_timm_info(path: Path, manifest: Manifest) -> list[Problem]:
-    """The file is for one foreign reader: a data set may be without it, but not with a wrong one."""
     try:
         sound = path.read_bytes() == timm_info(manifest)
     except FileNotFoundError:
-        return []
+        return [_problem(path, ProblemKind.MISSING, "is missing; `wv-ingest verify SHARDS --repair` writes it")]
     except OSError as error:
         return [_problem(path, ProblemKind.UNREADABLE, f"can't be read: {error.strerror}")]
     return [] if sound else [_problem(path, ProblemKind.INDEX, "is not what the manifest says")]

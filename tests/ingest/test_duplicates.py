@@ -314,6 +314,32 @@ def test_searched_again_under_another_rule_the_shards_and_what_was_asked_for_sta
     assert folder_bytes(out) == built
 
 
+def test_a_lost_overlay_is_refused_by_all_and_comes_back_as_it_was(
+    two_classes: Path,
+    tmp_path: Path,
+    build_small: Build,
+    ingest: Callable[..., Any],
+    folder_bytes: Callable[[Path], dict[str, bytes]],
+) -> None:
+    out = tmp_path / "out"
+    build_small(two_classes, out, duplicates=DuplicateOptions(conflict=Conflict.DROP, near_distance=3))
+    built = folder_bytes(out)
+    (out / "exclude.json").unlink()
+    told = ingest("verify", out)
+    assert told.returncode == 1
+    assert "exclude.json: missing: is missing" in told.stdout
+    keys = tmp_path / "keys.txt"
+    keys.write_text("")
+    refused = ingest("exclude", out, "--keys", keys)
+    assert refused.returncode == 1
+    assert "3 duplicates were excluded; restore it" in refused.stderr
+    (out / "exclude.npy").unlink()
+    arguments = told.stdout.partition("`wv-ingest duplicates SHARDS ")[2].partition("`")[0].split()
+    assert ingest("duplicates", out, *arguments).returncode == 0
+    assert folder_bytes(out) == built
+    assert ingest("verify", out).returncode == 0
+
+
 def test_a_validation_set_lists_its_copies_and_shows_all(two_classes: Path, tmp_path: Path, build_small: Build) -> None:
     """Results on it must be of the images that everybody else tests on."""
     train, val = (build_small(two_classes, tmp_path / split, split=split).manifest for split in ("train", "val"))
@@ -341,6 +367,7 @@ def test_a_table_without_hashes_is_refused(draw_dataset: Callable[..., Path], tm
     shards = draw_dataset(tmp_path / "shards", [3, 2])
     table = pq.read_table(shards / "samples.parquet").drop_columns(["phash_fine"])
     pq.write_table(table, shards / "samples.parquet")
+    replace(Manifest.load(shards), tables={}).save(shards)  # as those who wrote such tables did
     with pytest.raises(CorruptDataError, match="no column phash_fine, by which duplicates are found"):
         again(shards)
 

@@ -180,6 +180,18 @@ def test_a_truncated_tar_is_indexed_as_far_as_it_goes(tmp_path: Path, encode: Dr
     assert verify(tmp_path) == []
 
 
+def test_a_foreign_info_file_is_its_authors(
+    tmp_path: Path, encode: Draw, ingest: Callable[..., "subprocess.CompletedProcess[str]"]
+) -> None:
+    """timm's own data sets have one, of other splits: it is neither a problem nor ours to write."""
+    folder = odd_tars(tmp_path, encode)
+    (folder / "_info.json").write_text("{}")
+    index(folder)
+    done = ingest("verify", folder, "--repair")
+    assert done.returncode == 0, done.stdout
+    assert (folder / "_info.json").read_text() == "{}"
+
+
 def test_verify_finds_a_foreign_index_that_lies(tmp_path: Path, encode: Draw) -> None:
     folder = odd_tars(tmp_path, encode)
     index(folder)

@@ -27,6 +27,7 @@ from wv_shards import (
     Overlay,
     UnfinishedBuildError,
     band_of,
+    table_checksums,
     verify,
 )
 
@@ -212,6 +213,18 @@ def rename_keys(shards: Path) -> None:
     table = pq.read_table(shards / "samples.parquet")
     keys = pa.array([f"other-{key}" for key in table.column("key").to_pylist()])
     pq.write_table(table.set_column(0, "key", keys), shards / "samples.parquet")
+    replace(Manifest.load(shards), tables=table_checksums(shards)).save(shards)
+
+
+def test_a_damaged_table_is_not_merged(draw_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    """It would get a sound checksum there."""
+    one, two = draw_dataset(tmp_path / "a", [5, 5], seed=1), draw_dataset(tmp_path / "b", [5, 5], seed=2)
+    table = pq.read_table(two / "samples.parquet")
+    keys = pa.array([f"other-{key}" for key in table.column("key").to_pylist()])
+    pq.write_table(table.set_column(0, "key", keys), two / "samples.parquet")
+    with pytest.raises(CorruptDataError, match=r"b/samples.parquet: checksum differs"):
+        join(tmp_path / "out", one, two)
+    assert not (tmp_path / "out").exists()
 
 
 class Killed(BaseException):

@@ -59,6 +59,7 @@ def test_what_needs_no_source_is_mended_without_one(
 ) -> None:
     tars = sorted(shards.glob("*.tar"))
     tars[0].with_suffix(".idx").unlink()
+    (shards / "_info.json").unlink()
     flip(shards / "index.npy", 200)
     done = ingest("verify", shards, "--repair")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,6 +71,16 @@ def test_what_needs_no_source_is_mended_without_one(
     assert f"not mended: {tars[1].name}: needs the source" in done.stdout
     assert tars[1].read_bytes() == damaged
     assert not (shards / ".repair").exists()
+
+
+@pytest.mark.parametrize("source", ["nowhere", "nowhere.tar"])
+def test_a_source_that_is_not_there_is_refused_even_where_nothing_is_broken(
+    shards: Path, tmp_path: Path, ingest: Ingest, source: str
+) -> None:
+    done = ingest("verify", shards, "--repair", tmp_path / source)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{source}: no such file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_source_that_has_changed_mends_nothing_and_is_named(
@@ -115,6 +126,36 @@ def test_tables_are_beyond_repair_and_it_is_said(shards: Path, webvision: Path, 
         assert f"not mended: {name}: can't be made again; restore it from a copy" in done.stdout
     assert f"not mended: {tar.name}: needs a sound samples.parquet" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_path_that_has_changed_in_the_table_is_found_and_goes_no_further(shards: Path, ingest: Ingest) -> None:
+    """The same rows but for one path: no other file tells. What is made of the table would have a sound checksum."""
+    table = pq.read_table(shards / "samples.parquet")
+    paths = table.column("path").to_pylist()
+    paths[5], paths[6] = paths[6], paths[5]
+    column = table.schema.get_field_index("path")
+    pq.write_table(table.set_column(column, "path", pa.array(paths)), shards / "samples.parquet")
+    told = ingest("verify", shards, "--repair")
+    assert told.returncode == 1
+    assert "samples.parquet: checksum: checksum differs from the manifest's" in told.stdout
+    assert "not mended: samples.parquet: can't be made again" in told.stdout
+    for arguments in (("append", shards, shards.parent), ("duplicates", shards)):
+        refused = ingest(*arguments)
+        assert refused.returncode == 1
+        assert "samples.parquet: checksum differs from the manifest's" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_a_lost_table_of_duplicates_is_named_with_the_command_that_makes_it(
+    shards: Path, reference: Path, ingest: Ingest, folder_bytes: FolderBytes
+) -> None:
+    flip(shards / "duplicates.parquet", 8)
+    told = ingest("verify", shards, "--repair")
+    assert told.returncode == 1
+    assert "not mended: duplicates.parquet: checksum differs" in told.stdout
+    arguments = told.stdout.partition("`wv-ingest duplicates SHARDS ")[2].partition("`")[0].split()
+    assert ingest("duplicates", shards, *arguments).returncode == 0
+    assert folder_bytes(shards) == folder_bytes(reference)
 
 
 def test_an_index_that_can_not_be_made_again_stays(shards: Path, ingest: Ingest) -> None:

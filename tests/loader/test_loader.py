@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wv_loader import Augment, BadSampleBudgetError, Batch, Loader, LoaderError, StateMismatchError
-from wv_shards import FLAG_BAD, Dataset, Overlay, OverlayMismatchError, ShardsError, checksum
+from wv_shards import FLAG_BAD, Dataset, DuplicatesInfo, Manifest, Overlay, OverlayMismatchError, ShardsError, checksum
 
 
 @pytest.fixture
@@ -345,6 +346,17 @@ def test_exclusions_are_not_shown_and_make_another_plan(
     Overlay(kind="exclude", array=gone, manifest_digest="0" * 32).save(tmp_path / "foreign")
     with pytest.raises(OverlayMismatchError, match="made for data set 000000000000"):
         make(exclude=[tmp_path / "foreign"])
+
+
+def test_duplicates_are_not_shown_when_their_overlay_is_gone(small_dataset: Path, tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(small_dataset, tmp_path / "shards"))
+    info = DuplicatesInfo(conflict="keep", near_distance=5, exact=2, near=0, conflicts=0, excluded=2, cut_short=0)
+    manifest = replace(Manifest.load(shards), duplicates=info)
+    manifest.save(shards)
+    with pytest.raises(LoaderError, match=r"exclude.json: is missing, and 2 duplicates were excluded.*wv-ingest dupl"):
+        Loader(shards, batch_size=4, size_px=8)
+    replace(manifest, duplicates=replace(info, excluded=0)).save(shards)  # of a validation set
+    assert Loader(shards, batch_size=4, size_px=8).class_counts.sum() == manifest.samples
 
 
 def test_an_unfinished_or_missing_data_set_is_refused(tmp_path: Path) -> None:
