@@ -44,7 +44,7 @@ from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import NOISY, Packer, TrialJob, outcomes_path
 from wv_ingest.pack_apart import ApartPacker, clear_apart
-from wv_ingest.parts import Part, note_complete
+from wv_ingest.parts import Part, forget_damaged, note_complete
 from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
 from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
@@ -242,6 +242,8 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
                 f"{out}: holds an unfinished build from other tars than {source.root} has now (added, removed or of "
                 "another size); put them back, or build into a new folder"
             )
+        if options.part is not None and state is not None:
+            forget_damaged(build_dir, options.part, state, progress)
         try:
             pool = _pool(source, build_dir, options)
             with _closing(pool):
@@ -263,6 +265,7 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
                 leftover.unlink()
             raise
         if options.part is not None:
+            progress.note("noting the checksums of the part's files")
             note_complete(build_dir, options.part, state)
             return PartResult(
                 part=options.part,

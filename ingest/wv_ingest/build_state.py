@@ -227,12 +227,16 @@ def read_state(build_dir: Path) -> BuildState | None:
     """The plan in `build_dir`; None if there is none.
 
     Raises:
-        BuildMismatchError: it is there, but not as this version of wv-toolkit writes it.
+        BuildMismatchError: it is there, but damaged, or not as this version of wv-toolkit writes it.
     """
     try:
         document = json.loads((build_dir / PLAN_FILE).read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise BuildMismatchError(
+            f"{build_dir / PLAN_FILE}: is damaged ({error}); remove {build_dir} and start again"
+        ) from error
     try:
         document["identity"] = Identity(**document["identity"])
         document["shards"] = [PlannedShard(**shard) for shard in document["shards"]]
