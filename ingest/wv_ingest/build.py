@@ -24,6 +24,7 @@ from typing import Any
 
 from wv_ingest.build_state import (
     LOCK_FILE,
+    PLAN_FILE,
     SPOOL_DIR,
     BuildState,
     Identity,
@@ -224,8 +225,8 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
             with suppress(OSError):  # not empty, or not there
                 folder.rmdir()
         raise
-    if source.source_format == "folders" and source.root.resolve() in (out.resolve(), *out.resolve().parents):
-        raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
+    if not ((out / MANIFEST_FILE).is_file() or (out / BUILD_DIR / PLAN_FILE).is_file()):
+        _refuse_inside(source, out)
     identity = Identity(
         seed=options.seed, split=options.source.split, options=options.deciding(source), codecs=codecs()
     )
@@ -280,6 +281,23 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
     return BuildResult(
         manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows, noisy_rows=noisy_rows
     )
+
+
+def _refuse_inside(source: Source, out: Path) -> None:
+    """A new OUT may not lie in a folder that is walked for images.
+
+    Raises:
+        SourceError: it does.
+    """
+    above = (out.resolve(), *out.resolve().parents)
+    if source.source_format == "folders" and source.root.resolve() in above:
+        raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
+    for folder in source.folders or ():
+        if (source.root / folder).resolve() in above:
+            raise SourceError(
+                f"{out}: lies inside {source.root / folder}, where its files would count as images that no list names; "
+                "choose another place"
+            )
 
 
 def packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:

@@ -149,6 +149,10 @@ def existing(out: Path) -> bool:
         OutputExistsError: it holds something else.
     """
     if not out.exists():
+        if out.is_symlink():
+            raise OutputExistsError(
+                f"{out}: is a link that leads nowhere; make the folder it names, or remove the link"
+            )
         return False
     if not out.is_dir():
         raise OutputExistsError(f"{out}: is a file, expected a folder that is empty or does not exist")

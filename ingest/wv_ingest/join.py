@@ -1,6 +1,7 @@
 """`finalize`: complete parts of a build, from any number of machines, become one data set.
 
-Their shards are linked, or copied to another file system, into OUT/.build; then comes the last step of any build,
+Every file is compared with what part.json says of it. Shards are linked, or copied to another file system, into
+OUT/.build; then comes the last step of any build,
 `wv_ingest.finalize`. So the bytes are those of one machine. The source is not needed, and the parts stay as they are.
 """
 

@@ -1,7 +1,7 @@
 """A build's parts: which shards belong to part 3 of 16, and the note that says that a part is complete.
 
-Every part makes the same plan, packs its share of the shards in a folder of its own, and at last writes part.json.
-`join` makes a data set of complete parts.
+Every part makes the same plan, packs its share of the shards in a folder of its own, and at last writes part.json,
+which says what its files are. `join` makes a data set of complete parts.
 """
 
 import heapq
@@ -36,6 +36,10 @@ class Part:
     parts: int
 
     def __post_init__(self) -> None:
+        if self.parts < 1:
+            raise ValueError(
+                f"a build has 1 part or more, got {self}; expected a part and how many there are, like 3/16"
+            )
         if not 1 <= self.number <= self.parts:
             raise ValueError(f"parts are numbered 1/{self.parts} … {self.parts}/{self.parts}, got {self}")
 

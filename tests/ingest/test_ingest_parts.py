@@ -141,6 +141,21 @@ def test_a_part_says_what_it_is(
         build_small(webvision, out)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1/0", "a build has 1 part or more, got 1/0; expected a part and how many there are, like 3/16"),
+        ("0/0", "a build has 1 part or more"),
+        ("0/3", "parts are numbered 1/3 … 3/3, got 0/3"),
+        ("4/3", "parts are numbered 1/3 … 3/3, got 4/3"),
+        ("3", "expected a part and how many there are, like 3/16, got '3'"),
+    ],
+)
+def test_a_part_that_can_not_be_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Part.parse(text)
+
+
 def test_a_finished_data_set_is_no_place_for_a_part(webvision: Path, reference: Path, build_small: Build) -> None:
     with pytest.raises(OutputExistsError, match="holds a finished data set; a part needs a folder of its own"):
         build_small(webvision, reference, part=Part(number=1, parts=2))
