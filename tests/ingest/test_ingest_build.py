@@ -208,7 +208,7 @@ def test_no_build_lies_in_a_folder_that_is_walked_for_images(
         (tmp_path / "link" / "out", "train"),
         (raw / "val_images_256" / "out", "val"),
     ):
-        with pytest.raises(SourceError, match="lies inside .*, where its files would count as images that no list"):
+        with pytest.raises(SourceError, match=r"lies inside .*, where its files would count as images that no list"):
             build_small(raw, out, split=split)
         assert not out.exists()
     build_small(raw, raw / "shards")  # beside them nothing is walked
