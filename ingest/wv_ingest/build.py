@@ -24,6 +24,7 @@ from typing import Any
 
 from wv_ingest.build_state import (
     LOCK_FILE,
+    PLAN_FILE,
     SPOOL_DIR,
     BuildState,
     Identity,
@@ -44,7 +45,7 @@ from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import NOISY, Packer, TrialJob, outcomes_path
 from wv_ingest.pack_apart import ApartPacker, clear_apart
-from wv_ingest.parts import Part, note_complete
+from wv_ingest.parts import Part, forget_damaged, note_complete
 from wv_ingest.plan import PlannedShard, RowOrder, cut_shards, order_rows
 from wv_ingest.pool import WorkerLimits, WorkerPool
 from wv_ingest.progress import Progress
@@ -224,8 +225,8 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
             with suppress(OSError):  # not empty, or not there
                 folder.rmdir()
         raise
-    if source.source_format == "folders" and source.root.resolve() in (out.resolve(), *out.resolve().parents):
-        raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
+    if not ((out / MANIFEST_FILE).is_file() or (out / BUILD_DIR / PLAN_FILE).is_file()):
+        _refuse_inside(source, out)
     identity = Identity(
         seed=options.seed, split=options.source.split, options=options.deciding(source), codecs=codecs()
     )
@@ -242,6 +243,8 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
                 f"{out}: holds an unfinished build from other tars than {source.root} has now (added, removed or of "
                 "another size); put them back, or build into a new folder"
             )
+        if options.part is not None and state is not None:
+            forget_damaged(build_dir, options.part, state, progress)
         try:
             pool = _pool(source, build_dir, options)
             with _closing(pool):
@@ -263,6 +266,7 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
                 leftover.unlink()
             raise
         if options.part is not None:
+            progress.note("noting the checksums of the part's files")
             note_complete(build_dir, options.part, state)
             return PartResult(
                 part=options.part,
@@ -277,6 +281,23 @@ def _build(source_path: Path | str, out: Path, options: BuildOptions, progress: 
     return BuildResult(
         manifest=manifest, seconds=time.monotonic() - started, packed_rows=packed_rows, noisy_rows=noisy_rows
     )
+
+
+def _refuse_inside(source: Source, out: Path) -> None:
+    """A new OUT may not lie in a folder that is walked for images.
+
+    Raises:
+        SourceError: it does.
+    """
+    above = (out.resolve(), *out.resolve().parents)
+    if source.source_format == "folders" and source.root.resolve() in above:
+        raise SourceError(f"{out}: lies inside the source, where it would become a class; choose another place")
+    for folder in source.folders or ():
+        if (source.root / folder).resolve() in above:
+            raise SourceError(
+                f"{out}: lies inside {source.root / folder}, where its files would count as images that no list names; "
+                "choose another place"
+            )
 
 
 def packer(source: Source, build_dir: Path, options: BuildOptions) -> Packer:

@@ -149,6 +149,10 @@ def existing(out: Path) -> bool:
         OutputExistsError: it holds something else.
     """
     if not out.exists():
+        if out.is_symlink():
+            raise OutputExistsError(
+                f"{out}: is a link that leads nowhere; make the folder it names, or remove the link"
+            )
         return False
     if not out.is_dir():
         raise OutputExistsError(f"{out}: is a file, expected a folder that is empty or does not exist")
@@ -227,12 +231,16 @@ def read_state(build_dir: Path) -> BuildState | None:
     """The plan in `build_dir`; None if there is none.
 
     Raises:
-        BuildMismatchError: it is there, but not as this version of wv-toolkit writes it.
+        BuildMismatchError: it is there, but damaged, or not as this version of wv-toolkit writes it.
     """
     try:
         document = json.loads((build_dir / PLAN_FILE).read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise BuildMismatchError(
+            f"{build_dir / PLAN_FILE}: is damaged ({error}); remove {build_dir} and start again"
+        ) from error
     try:
         document["identity"] = Identity(**document["identity"])
         document["shards"] = [PlannedShard(**shard) for shard in document["shards"]]

@@ -29,8 +29,9 @@ def finalize_command(out: Path, parts: tuple[Path, ...], *, max_reject_fraction:
     """Join all parts of a build into the data set OUT: the bytes are those of a build on one machine.
 
     PART_DIR… are the folders that `wv-ingest build-shards SOURCE PART_DIR --part I/N` made, all N of them, of the same
-    source with the same options and codecs. The source is not needed. Shards are hard-linked where OUT is on the same
-    file system, else copied and compared with their checksums. The parts stay as they are; delete them afterwards.
+    source with the same options and codecs. The source is not needed. All files are compared with the
+    checksums that the parts have noted. Shards are hard-linked where OUT is on the same file system, else copied. The
+    parts stay as they are; delete them afterwards.
 
     \b
     Example, on two machines and then on one of them:

@@ -1,6 +1,7 @@
 """`finalize`: complete parts of a build, from any number of machines, become one data set.
 
-Their shards are linked, or copied to another file system, into OUT/.build; then comes the last step of any build,
+Every file is compared with what part.json says of it. Shards are linked, or copied to another file system, into
+OUT/.build; then comes the last step of any build,
 `wv_ingest.finalize`. So the bytes are those of one machine. The source is not needed, and the parts stay as they are.
 """
 
@@ -12,9 +13,8 @@ from pathlib import Path
 
 from wv_ingest.build import BuildResult, check_rejects, complete_before, finished
 from wv_ingest.build_state import (
-    FILTERED_FILE,
     LOCK_FILE,
-    REPEATED_FILE,
+    PLAN_FILE,
     BuildState,
     build_lock,
     differing,
@@ -26,14 +26,14 @@ from wv_ingest.build_state import (
 from wv_ingest.check import Reason
 from wv_ingest.errors import BuildMismatchError, PartsError
 from wv_ingest.finalize import finalize
-from wv_ingest.outcomes import ShardSummary
+from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import BYTES_READ, ROWS, WORKERS_LOCK_FILE, outcomes_path
-from wv_ingest.parts import Part, noted_plan
+from wv_ingest.parts import PLAN_FILES, Part, PartNote, read_note
 from wv_ingest.plan import PlannedShard
 from wv_ingest.pool import COUNTERS
 from wv_ingest.progress import Progress
-from wv_ingest.transfer import bring
-from wv_shards import BUILD_DIR, MANIFEST_FILE, fsync_directory, write_atomic
+from wv_ingest.transfer import ChangedFileError, bring
+from wv_shards import BUILD_DIR, MANIFEST_FILE, PART_FILE, fsync_directory, write_atomic
 
 JOIN_FILE = "join.txt"
 """In OUT/.build: the digest of the plan whose parts are being joined. Written first."""
@@ -45,7 +45,7 @@ class _CompletePart:
     folder: Path
     part: Part
     state: BuildState
-    plan_digest: str
+    note: PartNote
 
     @property
     def build_dir(self) -> Path:
@@ -56,7 +56,8 @@ def join(out: Path, folders: Sequence[Path], max_reject_fraction: float, progres
     """Make one data set in `out` of all parts of a build; what was killed goes on.
 
     Raises:
-        PartsError: the folders are not all parts of one build, each once and complete; the message names which.
+        PartsError: the folders are not all parts of one build, each once, complete and undamaged; the message names
+            which, and the files.
         OutputExistsError: `out` holds something else, or another build is at work there.
         BuildMismatchError: `out` holds a data set, finished or not, of something else.
         NothingReadableError: no image could be packed in any part.
@@ -70,6 +71,7 @@ def join(out: Path, folders: Sequence[Path], max_reject_fraction: float, progres
     parts = _complete_parts(out, folders)
     state = replace(parts[0].state, part=None)
     wanted = state.rows - state.filtered
+    _check_files(parts, progress)
     _check_rejects(parts, wanted, max_reject_fraction)
     with build_lock(out) as build_dir:
         if build_dir is None:
@@ -120,15 +122,17 @@ def _complete_part(folder: Path) -> _CompletePart:
         raise PartsError(f"{folder}: no such folder; expected the OUT of `wv-ingest build-shards … --part`")
     if (folder / MANIFEST_FILE).is_file():
         raise PartsError(f"{folder}: is a finished data set, expected a part (`wv-ingest build-shards … --part`)")
+    note = read_note(build_dir)
+    if note is not None and (wrong := note.file(PLAN_FILE).damage(build_dir / PLAN_FILE, lambda: None)):
+        raise PartsError(f"{wrong}: copy the part again, or remove {build_dir} and build it again")
     state = read_state(build_dir)
     if state is None or state.part is None:
         raise PartsError(f"{folder}: is no part of a build; expected the OUT of `wv-ingest build-shards … --part`")
-    noted = noted_plan(build_dir)
-    if noted is None:
+    if note is None:
         raise PartsError(f"{folder}: part {state.part} is not complete; run its build command again to finish it")
-    if noted != state.plan_digest():
+    if note.plan != state.plan_digest():
         raise PartsError(f"{folder}: part {state.part} is not what was noted of it; build it again")
-    return _CompletePart(folder=folder, part=Part.parse(state.part), state=state, plan_digest=noted)
+    return _CompletePart(folder=folder, part=Part.parse(state.part), state=state, note=note)
 
 
 def _same_build(first: _CompletePart, part: _CompletePart) -> None:
@@ -140,13 +144,49 @@ def _same_build(first: _CompletePart, part: _CompletePart) -> None:
             f"{part.folder}: was built with {name} {there.by_name().get(name)}, {first.folder} with "
             f"{here.by_name().get(name)}; build all parts alike"
         )
-    if part.plan_digest != first.plan_digest:
+    if part.note.plan != first.note.plan:
         plan, other = first.state.plan(), part.state.plan()
         unlike = [name for name in plan if plan[name] != other[name]]
         hint = "or build all parts with --no-unlisted" if unlike == ["unlisted"] else "and build them again"
         raise PartsError(
             f"{part.folder}: has another plan than {first.folder} ({', '.join(unlike)} differ): the machines did not "
             f"see the same files; give them the same source {hint}"
+        )
+
+
+def _check_files(parts: Sequence[_CompletePart], progress: Progress) -> None:
+    """Compare all files with what was noted when the part was complete; of tars only the size, `_bring_all` reads them.
+
+    Raises:
+        PartsError: some are damaged or missing.
+    """
+    for part in parts:
+        progress.note(f"checking part {part.part}")
+        wrong: list[str] = []
+        for name in PLAN_FILES:
+            if name in part.note.files:
+                wrong += _damage(part, name)
+        for shard in part.part.share(part.state.shards):
+            found = _damage(part, outcomes_path(part.build_dir, shard).name)
+            if not found and _summary(part, shard).info is not None:
+                found = [*_damage(part, f"{shard.name}.idx"), *_damage(part, f"{shard.name}.tar", whole=False)]
+            wrong += found
+        _refuse(part, wrong)
+
+
+def _damage(part: _CompletePart, name: str, *, whole: bool = True) -> list[str]:
+    noted, path = part.note.file(name), part.build_dir / name
+    wrong = noted.damage(path, lambda: None) if whole else noted.cut_off(path)
+    return [] if wrong is None else [wrong]
+
+
+def _refuse(part: _CompletePart, wrong: Sequence[str]) -> None:
+    """Name the first of the part's damaged files, and how many there are."""
+    if wrong:
+        more = f" (and {len(wrong) - 1} more files of part {part.part})" if len(wrong) > 1 else ""
+        raise PartsError(
+            f"{wrong[0]}{more}: copy the part again, or build it again with "
+            f"`wv-ingest build-shards … {part.folder} --part {part.part}`"
         )
 
 
@@ -159,13 +199,7 @@ def _check_rejects(parts: Sequence[_CompletePart], wanted: int, max_reject_fract
 
 
 def _summary(part: _CompletePart, shard: PlannedShard) -> ShardSummary:
-    summary = finished(part.folder, part.build_dir, shard)
-    if summary is None:
-        raise PartsError(
-            f"{part.folder}: shard {shard.name} of part {part.part} is missing or cut off; copy the folder again, or "
-            "run the part's build command again"
-        )
-    return summary
+    return read_summary(outcomes_path(part.build_dir, shard))
 
 
 def _claim(out: Path, build_dir: Path, state: BuildState) -> None:
@@ -183,20 +217,35 @@ def _claim(out: Path, build_dir: Path, state: BuildState) -> None:
 def _bring_all(
     out: Path, build_dir: Path, parts: Sequence[_CompletePart], tick: Callable[[], None]
 ) -> Iterator[tuple[int, int]]:
-    """Bring all shards to `build_dir`; yields rows and bytes as they come."""
-    for name in (REPEATED_FILE, FILTERED_FILE):
-        if (parts[0].build_dir / name).is_file() and not (build_dir / name).is_file():
-            bring(parts[0].build_dir / name, build_dir / name, tick)
-    yield parts[0].state.repeated + sum(parts[0].state.unlabelled.values()), 0
+    """Bring all shards to `build_dir`, reading every tar once; yields rows and bytes as they come.
+
+    Raises:
+        PartsError: tars are damaged; the others are brought.
+    """
+    first = parts[0]
+    for name in PLAN_FILES[1:]:  # plan.json comes last
+        if name in first.note.files and not (build_dir / name).is_file():
+            bring(first.build_dir / name, build_dir / name, tick, first.note.file(name).checksum)
+    yield first.state.repeated + sum(first.state.unlabelled.values()), 0
     for part in parts:
+        wrong: list[str] = []
         for shard in part.part.share(part.state.shards):
             summary = _summary(part, shard)
             if finished(out, build_dir, shard) is None:
-                if summary.info is not None:
-                    idx, tar = (f"{shard.name}{suffix}" for suffix in (".idx", ".tar"))
-                    bring(part.build_dir / idx, build_dir / idx, tick)
-                    bring(part.build_dir / tar, build_dir / tar, tick, summary.info.checksum)
-                outcomes = outcomes_path(part.build_dir, shard)
-                bring(outcomes, build_dir / outcomes.name, tick)  # last: it says that the shard is there
+                try:
+                    _bring_shard(build_dir, part, shard, summary, tick)
+                except ChangedFileError as error:
+                    wrong.append(f"{error.path}: checksum {error.found}, {PART_FILE} says {error.expected}")
             yield summary.rows, summary.info.bytes if summary.info is not None else 0
+        _refuse(part, wrong)
     fsync_directory(build_dir)
+
+
+def _bring_shard(
+    build_dir: Path, part: _CompletePart, shard: PlannedShard, summary: ShardSummary, tick: Callable[[], None]
+) -> None:
+    outcomes = outcomes_path(part.build_dir, shard).name  # last: it says that the shard is there
+    names = [outcomes] if summary.info is None else [f"{shard.name}.idx", f"{shard.name}.tar", outcomes]
+    for name in names:
+        checksum, is_tar = part.note.file(name).checksum, name.endswith(".tar")
+        bring(part.build_dir / name, build_dir / name, tick, checksum, read_links=is_tar)

@@ -53,6 +53,12 @@ from wv_shards import (
 
 _SETS_FILE = "sets.json"
 """In OUT/.merge: digests of the sets that are being merged."""
+_OF_IMAGES = (
+    *("size", "quality", "subsampling", "keep_metadata", "check"),
+    *("max_bytes", "max_pixels", "max_side", "min_side", "max_aspect"),
+    *DuplicateOptions().deciding(),
+)
+"""Options that say which images are packed and shown, and how."""
 _EXAMPLES = 3
 _UNLISTED_NAMES = 5
 
@@ -101,6 +107,8 @@ def merge(out: Path, folders: Sequence[Path], progress: Progress) -> Manifest:
 def _complete(out: Path, digests: list[str]) -> bool:
     """Whether `out` is the finished merge of these sets; else it is empty, or an unfinished merge."""
     if not out.exists():
+        if out.is_symlink():
+            raise OutputExistsError(f"{out}: is a link that leads nowhere; make the folder that it names, or remove it")
         return False
     if not out.is_dir():
         raise OutputExistsError(f"{out}: is a file, expected a folder that is empty or does not exist")
@@ -141,8 +149,20 @@ def _check(sets: Sequence[_Set], progress: Progress) -> None:
             f"{several} classes are in other bands in other sets; shards keep their bands, so that readers skip more "
             "samples of large classes among small ones. To have one band a class, build anew from all sources"
         )
+    _warn_of_options(sets, progress)
     progress.note("comparing keys")
     _check_keys(sets)
+
+
+def _warn_of_options(sets: Sequence[_Set], progress: Progress) -> None:
+    for name in _OF_IMAGES:
+        values = [one.manifest.options.get(name) for one in sets]
+        if other := next((i for i, value in enumerate(values) if value != values[0]), None):
+            here, there = ("unknown" if value is None else value for value in (values[0], values[other]))
+            progress.warn(
+                f"{name} differs: {sets[0].folder} was built with {here}, {sets[other].folder} with {there}; images "
+                "stay as they are: to have all alike, build one of them anew"
+            )
 
 
 def _called(info: ClassInfo) -> str:

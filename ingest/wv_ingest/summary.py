@@ -1,5 +1,6 @@
 """Tables about builds and shards for a person, on the terminal. It counts nothing: `counts` and the build do."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,15 @@ _CLASSES_SHOWN = 20
 _CONFLICTS_SHOWN = 20
 
 
+def _shown(text: str) -> str:
+    """A name on one line: control characters, and what is no character, as Python writes them in a string."""
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def _two_columns(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=escape(_shown(title)), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     return table
@@ -46,28 +54,28 @@ def _add_account(table: Table, packed: int, rejects: dict[str, int]) -> None:
     """What became of the rows; these lines add up to the rows of the source."""
     table.add_row("images packed", f"{packed:,}")
     for reason, count in sorted(rejects.items(), key=lambda item: (item[0] in _OWN_NAMES, -item[1])):
-        table.add_row(_OWN_NAMES.get(reason, escape(f"rejected: {reason}")), f"{count:,}")
+        table.add_row(_OWN_NAMES.get(reason, escape(_shown(f"rejected: {reason}"))), f"{count:,}")
 
 
 def _add_unlisted(table: Table, files: int, first: Sequence[str]) -> None:
     names = f" ({', '.join(first)}{', …' if files > len(first) else ''})" if files else ""
-    table.add_row("files that no list names", escape(f"{files:,}{names}"))
+    table.add_row("files that no list names", escape(_shown(f"{files:,}{names}")))
 
 
 def print_summary(result: BuildResult, out: Path) -> None:
     """What the build made of the source."""
     manifest = result.manifest
     if result.complete_before:
-        print(f"{out}: already complete, nothing to do")
+        print(f"{_shown(str(out))}: already complete, nothing to do")
     table = _two_columns(str(out))
     table.add_row("rows of the source", f"{manifest.rows:,}")
     _add_account(table, manifest.samples, manifest.rejects)
     for name, origin in manifest.sources.items():
-        table.add_row(escape(f"{name}: rows / packed"), f"{origin.rows:,} / {origin.samples:,}")
+        table.add_row(escape(_shown(f"{name}: rows / packed")), f"{origin.rows:,} / {origin.samples:,}")
     if manifest.unlisted is not None:
         _add_unlisted(table, manifest.unlisted.files, manifest.unlisted.first)
     for reason, count in manifest.metadata_gaps.items():
-        table.add_row(f"without metadata: {reason}", f"{count:,}")
+        table.add_row(escape(_shown(f"without metadata: {reason}")), f"{count:,}")
     _add_class_figures(table, [c.samples for c in manifest.classes])
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("bytes", decimal(sum(shard.bytes for shard in manifest.shards)))
@@ -85,7 +93,7 @@ def print_summary(result: BuildResult, out: Path) -> None:
 
 def print_part(result: PartResult, out: Path) -> None:
     """What a part packed, and what comes next."""
-    print(f"{out}: part {result.part.number} of {result.part.parts}, complete")
+    print(f"{_shown(str(out))}: part {result.part.number} of {result.part.parts}, complete")
     table = _two_columns("")
     table.add_row("rows of this part", f"{result.rows:,}")
     _add_account(table, result.rows - sum(result.rejects.values()), result.rejects)
@@ -117,11 +125,12 @@ def print_conflicts(directory: Path, manifest: Manifest) -> None:
     shown = pairs[:_CONFLICTS_SHOWN]
     with Dataset.open(directory) as dataset:
         keys = dataset.keys(shown.ravel().tolist())
-        names = [manifest.classes[label].name for label in dataset.index["label"][shown.ravel()].tolist()]
+        names = [_shown(manifest.classes[label].name) for label in dataset.index["label"][shown.ravel()].tolist()]
     for at in range(0, len(keys), 2):
         print(f"{keys[at]} ({names[at]}) and {keys[at + 1]} ({names[at + 1]}) show the same")
     if len(pairs) > len(shown):
-        print(f"… and {len(pairs) - len(shown):,} more: {directory / DUPLICATES_FILE}, where same_class is false")
+        path = _shown(str(directory / DUPLICATES_FILE))
+        print(f"… and {len(pairs) - len(shown):,} more: {path}, where same_class is false")
 
 
 def print_marked(directory: Path, marked: Marked) -> None:
@@ -210,4 +219,4 @@ def _columns(title: str, rows: list[dict[str, Any]], names: list[str]) -> Table:
 def _cell(name: str, value: Any) -> str:
     if name == "bytes":
         return decimal(value)
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else escape(str(value))
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else escape(_shown(str(value)))

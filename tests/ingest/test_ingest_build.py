@@ -191,6 +191,30 @@ def test_a_folder_that_holds_something_else_is_left_alone(webvision: Path, tmp_p
     with pytest.raises(SourceError, match="lies inside the source"):
         build_small(tmp_path / "raw", tmp_path / "raw" / "shards")
     assert not (tmp_path / "raw" / "shards").exists()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(OutputExistsError, match="link: is a link that leads nowhere"):
+        build_small(webvision, tmp_path / "link")
+
+
+def test_no_build_lies_in_a_folder_that_is_walked_for_images(
+    reference: Path, tmp_path: Path, build_small: Build, webvision: Path, folder_bytes: FolderBytes
+) -> None:
+    """Its own files would be counted as images that no list names."""
+    raw = shutil.copytree(webvision, tmp_path / "raw")
+    (tmp_path / "link").symlink_to(raw / "google" / "q0001")
+    for out, split in (
+        (raw / "google" / "q0001" / "out", "train"),
+        (raw / "flickr" / "new" / "out", "train"),
+        (tmp_path / "link" / "out", "train"),
+        (raw / "val_images_256" / "out", "val"),
+    ):
+        with pytest.raises(SourceError, match=r"lies inside .*, where its files would count as images that no list"):
+            build_small(raw, out, split=split)
+        assert not out.exists()
+    build_small(raw, raw / "shards")  # beside them nothing is walked
+    assert folder_bytes(raw / "shards") == folder_bytes(reference)
+    shutil.copytree(reference, raw / "google" / "before")  # what is there goes on
+    assert build_small(raw, raw / "google" / "before").complete_before
 
 
 def test_too_many_rejects_stop_the_build_and_a_higher_limit_lets_it_go_on(

@@ -207,3 +207,24 @@ def test_progress_lines_are_json_with_rate_and_eta(tmp_path: Path) -> None:
     assert document["rows_per_s"] > 0
     assert document["bytes_per_s"] > 0
     assert document["eta_s"] >= 0
+
+
+def test_names_with_control_characters_stay_on_their_line(
+    tmp_path: Path, encode: Draw, draw_webvision: Callable[..., Path]
+) -> None:
+    """A name with a newline, or one that would colour the terminal, is shown as Python writes it."""
+    for number, name in enumerate(("cat\ndog", "\x1b[31m[red]\x85", "山\u3000猫")):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "1\n.jpg").write_bytes(encode(number, 64, 48))
+    assert invoke("build-shards", tmp_path / "raw", tmp_path / "a", "--workers", 1, "--no-report").exit_code == 0
+    text = invoke("stats", tmp_path / "a").output
+    for shown in ("cat\\ndog", "\\x1b[31m[red]\\x85", "山\u3000猫"):
+        assert shown in text
+    assert "\x1b" not in text
+    assert "\x85" not in text
+    source = draw_webvision(tmp_path / "webvision", [6, 4])
+    (source / "google" / "q0001" / "stray\n.jpg").touch()
+    for arguments in ([], ["--dry-run"]):
+        done = invoke("build-shards", source, tmp_path / "b\nc", "--workers", 1, "--no-report", *arguments)
+        assert "1 (google/q0001/stray\\n.jpg)" in done.stdout
+    assert f"{tmp_path}/b\\nc: already complete" in invoke("build-shards", source, tmp_path / "b\nc").stdout

@@ -1,6 +1,7 @@
 """`merge`: the same images, counted once, in one data set; what does not fit is refused before anything is written."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -106,6 +107,28 @@ def test_tars_are_linked_or_copied_and_taken_names_go_on(
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptDataError, match=f"{tar.name}: checksum .* the file changed"):
         join(tmp_path / "from_bad", halves[0], bad)
+
+
+def test_sets_that_were_packed_in_another_way_are_merged_with_a_warning(
+    halves: list[Path], webvision: Path, tmp_path: Path, build_small: Build
+) -> None:
+    build_small(webvision, tmp_path / "larger", only="flickr", size_px=17)
+    said: list[str] = []
+    for other in (tmp_path / "larger", halves[1]):
+        stream = io.StringIO()
+        with Progress(stream) as progress:
+            merge(tmp_path / f"with-{other.name}", [halves[0], other], progress)
+        lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+        said.append("; ".join(line["message"] for line in lines if "differs" in line.get("message", "")))
+    assert said[0].startswith(f"size differs: {halves[0]} was built with 16, {tmp_path / 'larger'} with 17; ")
+    assert said[0].count("differs") == 1
+    assert said[1] == "", "sources and seeds may differ"
+
+
+def test_a_link_that_leads_nowhere_is_no_place_to_merge(halves: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(OutputExistsError, match="link: is a link that leads nowhere"):
+        join(tmp_path / "link", *halves)
 
 
 def test_exclusions_of_all_sets_hold(halves: list[Path], tmp_path: Path) -> None:

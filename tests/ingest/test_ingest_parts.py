@@ -20,7 +20,7 @@ from wv_ingest.join import join
 from wv_ingest.parts import Part
 from wv_ingest.plan import PlannedShard
 from wv_ingest.progress import Progress
-from wv_shards import BUILD_DIR, CorruptDataError, Manifest, OutputExistsError, UnfinishedBuildError
+from wv_shards import BUILD_DIR, Manifest, OutputExistsError, UnfinishedBuildError
 
 Build = Callable[..., BuildResult | PartResult]
 Draw = Callable[..., bytes]
@@ -141,6 +141,21 @@ def test_a_part_says_what_it_is(
         build_small(webvision, out)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1/0", "a build has 1 part or more, got 1/0; expected a part and how many there are, like 3/16"),
+        ("0/0", "a build has 1 part or more"),
+        ("0/3", "parts are numbered 1/3 … 3/3, got 0/3"),
+        ("4/3", "parts are numbered 1/3 … 3/3, got 4/3"),
+        ("3", "expected a part and how many there are, like 3/16, got '3'"),
+    ],
+)
+def test_a_part_that_can_not_be_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Part.parse(text)
+
+
 def test_a_finished_data_set_is_no_place_for_a_part(webvision: Path, reference: Path, build_small: Build) -> None:
     with pytest.raises(OutputExistsError, match="holds a finished data set; a part needs a folder of its own"):
         build_small(webvision, reference, part=Part(number=1, parts=2))
@@ -231,15 +246,77 @@ def test_parts_on_another_file_system_are_copied_and_compared(
     tar = sorted(three[1].rglob("*.tar"))[0]
     sound = tar.read_bytes()
     tar.write_bytes(sound[:700] + bytes([sound[700] ^ 1]) + sound[701:])
-    with pytest.raises(CorruptDataError, match=f"{tar.name}: checksum .* the file changed after it was packed"):
+    with pytest.raises(PartsError, match=f"{tar.name}: checksum .*, part.json says .*: copy the part again"):
         join_quietly(tmp_path / "out", three)
     os.truncate(tar, 1024)
-    with pytest.raises(PartsError, match=f"shard {tar.stem} of part 2/3 is missing or cut off"):
+    with pytest.raises(PartsError, match=rf"{tar.name}: has 1,024 bytes, part.json says .* --part 2/3`"):
         join_quietly(tmp_path / "out", three)
     build_small(webvision, three[1], part=Part(number=2, parts=3))  # as the message says
     join_quietly(tmp_path / "out", three)
     assert folder_bytes(tmp_path / "out") == folder_bytes(reference)
     assert join_quietly(tmp_path / "out", three).complete_before
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file, which may have other names elsewhere."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["b*.outcomes", "b*.idx", "b*.tar", "repeated.outcomes", "plan.json"])
+def test_a_damaged_file_of_a_part_is_named_and_nothing_is_made_of_it(
+    three: list[Path],
+    reference: Path,
+    webvision: Path,
+    tmp_path: Path,
+    build_small: Build,
+    folder_bytes: FolderBytes,
+    kind: str,
+) -> None:
+    """Parts on the same file system: nothing needs to be copied, and all is read nevertheless."""
+    damaged = sorted((three[1] / BUILD_DIR).glob(kind))[0]
+    flip(damaged)
+    with pytest.raises(
+        PartsError,
+        match=rf"^{damaged}: checksum [0-9a-f]{{32}}, part.json says [0-9a-f]{{32}}: copy the part again, or",
+    ):
+        join_quietly(tmp_path / "out", three)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    part = Part(number=2, parts=3)
+    if "b*" not in kind:
+        with pytest.raises((PartsError, BuildMismatchError), match=rf"remove {three[1] / BUILD_DIR}"):
+            build_small(webvision, three[1], part=part)
+        shutil.rmtree(three[1])
+    again = build_small(webvision, three[1], part=part)
+    assert again.packed_rows > 0, "what is damaged is packed again"
+    join_quietly(tmp_path / "out", three)
+    assert folder_bytes(tmp_path / "out") == folder_bytes(reference)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", '{"part": 2}', '{"plan": "0", "files": {"plan.json": 1}}'])
+def test_a_part_whose_notes_are_no_json_or_lack_keys_is_one_line(
+    three: list[Path], webvision: Path, tmp_path: Path, ingest: Callable[..., Completed], text: str
+) -> None:
+    (three[1] / BUILD_DIR / "part.json").write_text(text, encoding="latin-1")
+    done = ingest("finalize", tmp_path / "out", *three)
+    assert done.returncode == 1
+    assert f"{BUILD_DIR}/part.json: is damaged" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_resumed_build_whose_plan_is_damaged_says_so(
+    webvision: Path, tmp_path: Path, build_small: Build, leave_unfinished: Callable[[Path, Path], None]
+) -> None:
+    out = tmp_path / "out"
+    leave_unfinished(webvision, out)
+    for data in (b"", b"{", b"\xff"):
+        (out / BUILD_DIR / "plan.json").write_bytes(data)
+        with pytest.raises(BuildMismatchError, match=r"plan.json: is damaged \(.*\); remove .*\.build and start again"):
+            build_small(webvision, out)
+    shutil.rmtree(out / BUILD_DIR)
+    build_small(webvision, out)
 
 
 KILL = """
