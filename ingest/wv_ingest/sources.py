@@ -102,7 +102,7 @@ class Source:
     numbers: NDArray[np.int64] | None = None
     """(rows,) int64: each row's number in the source; None: all are there."""
     left_out: pa.Table | None = None
-    """Rows that were not asked for or have no label: path, label, source, detail, row (its number), reason."""
+    """Rows not asked for, without a label, or not readable: path, label, source, detail, row (its number), reason."""
     places: NDArray[np.void] | None = None
     """(rows,) of tars.PLACE_DTYPE, where the source itself knows them; None: they are to be looked up."""
     strays: Unlisted | None = None
