@@ -33,6 +33,10 @@ class InfoFiles:
     def __contains__(self, name: str) -> bool:
         return self._file(name) is not None or name in self._members
 
+    def unpacked(self, name: str) -> bool:
+        """Whether the list is there as a file, which goes before the tar's member."""
+        return self._file(name) is not None
+
     def where(self, name: str) -> str:
         """For messages: the place of the list."""
         file = self._file(name)

@@ -32,7 +32,10 @@ _WHOLE_NUMBER = re.compile(rb"-?[0-9]+")
 def read(root: Path, split: Split, only: Origin, classes: Classes | None) -> Source:
     """Rows of the training or the validation lists; see `sources.read_source`."""
     info = InfoFiles(root)
-    warnings = [info.damage] if info.damage else []
+    warnings = []
+    if info.damage:
+        _refuse_lost_lists(root, info, split)
+        warnings.append(f"{info.damage}; the lists beside it are read, metadata may be missing")
     names = _class_names(info, classes)
     flat = b""
     if split == "train":
@@ -112,9 +115,17 @@ def _train_lists(root: Path, info: InfoFiles) -> list[str]:
     if not parts:
         raise SourceError(
             f"{root}: no train_filelist_google.txt, _flickr.txt or _all.txt in info/ or {INFO_TAR}; "
-            "--split train needs them" + (f" ({info.damage})" if info.damage else "")
+            "--split train needs them"
         )
     return parts
+
+
+def _refuse_lost_lists(root: Path, info: InfoFiles, split: Split) -> None:
+    """A tar that is cut off may have lost any list: fine only where all lists are there as files too."""
+    whole = [["train_filelist_google.txt", "train_filelist_flickr.txt"], ["train_filelist_all.txt"]]
+    choices = whole if split == "train" else [[_VAL_LIST]]
+    if not any(all(info.unpacked(name) for name in [*names, _SYNSETS]) for names in choices):
+        raise SourceError(f"{root}: {info.damage}, lists may be lost; download {INFO_TAR} again")
 
 
 def _val_folder(root: Path) -> str:
