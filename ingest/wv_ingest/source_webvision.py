@@ -22,7 +22,7 @@ from wv_ingest.sources import MAX_CLASSES, METADATA_COLUMNS, Classes, Origin, So
 VAL_FOLDERS = ("val_images_256", "val_images_resized", "val_images")
 """Where the flat validation images may lie, as a folder or a tar; the first that exists counts."""
 SOURCE_FOLDERS = ("google", "flickr")
-_SYNSETS, _VAL_LIST = "synsets.txt", "val_filelist.txt"
+_SYNSETS, _VAL_LIST, _ALL_LIST = "synsets.txt", "val_filelist.txt", "train_filelist_all.txt"
 _CHUNK_LINES = 1 << 16
 _NO_LABEL, _NO_NUMBER, _OUT_OF_RANGE = "no-label", "label-not-a-number", "label-out-of-range"
 _OUTSIDE = "outside-source"
@@ -55,6 +55,7 @@ def read(root: Path, split: Split, only: Origin, classes: Classes | None) -> Sou
     bad: list[pa.Table] = []
     first_bad, count = "", 0
     for file_list in lists:
+        before = count
         for lines in _read_list(info, file_list, flat, len(names) if names else None, classes):
             origins = [_origin(path) for path in lines.paths] if split == "train" else [("", "")] * len(lines.paths)
             paths.append(pa.array(lines.paths, pa.large_binary()))
@@ -67,12 +68,19 @@ def read(root: Path, split: Split, only: Origin, classes: Classes | None) -> Sou
                 bad.append(_bad_rows(lines, places + count, file_list))
                 first_bad = first_bad or lines.first_bad
             count += lines.rows
+        if count == before:
+            raise SourceError(f"{info.where(file_list)}: no rows in it, expected 'path label' a line; restore the list")
     left_out = pa.concat_tables(bad).unify_dictionaries().combine_chunks() if bad else None
     if left_out is not None:
         if left_out.num_rows == count:
             raise SourceError(f"{first_bad}; none of the {count:,} rows can be read")
         warnings.append(
             f"{left_out.num_rows:,} of {count:,} rows can't be read and are rejected, the first: {first_bad}"
+        )
+    if len(lists) > 1 and _ALL_LIST in info and (others := _count_rows(info, _ALL_LIST)) != count:
+        warnings.append(
+            f"{info.where(_ALL_LIST)} has {others:,} rows, the lists of google and flickr have {count:,}: only these two "
+            "are read; restore or remove what is wrong"
         )
     rows = rows_table(paths, labels, sources, queries)
     own = np.concatenate([np.empty(0, dtype=np.int64), *numbers])
@@ -109,9 +117,8 @@ def _tars(root: Path, split: Split, only: Origin) -> Iterator[Path]:
 
 def _train_lists(root: Path, info: InfoFiles) -> list[str]:
     parts = [name for source in SOURCE_FOLDERS if (name := f"train_filelist_{source}.txt") in info]
-    whole = "train_filelist_all.txt"
-    if len(parts) < 2 and whole in info:
-        return [whole]
+    if len(parts) < 2 and _ALL_LIST in info:
+        return [_ALL_LIST]
     if not parts:
         raise SourceError(
             f"{root}: no train_filelist_google.txt, _flickr.txt or _all.txt in info/ or {INFO_TAR}; "
@@ -122,7 +129,7 @@ def _train_lists(root: Path, info: InfoFiles) -> list[str]:
 
 def _refuse_lost_lists(root: Path, info: InfoFiles, split: Split) -> None:
     """A tar that is cut off may have lost any list: fine only where all lists are there as files too."""
-    whole = [["train_filelist_google.txt", "train_filelist_flickr.txt"], ["train_filelist_all.txt"]]
+    whole = [["train_filelist_google.txt", "train_filelist_flickr.txt"], [_ALL_LIST]]
     choices = whole if split == "train" else [[_VAL_LIST]]
     if not any(all(info.unpacked(name) for name in [*names, _SYNSETS]) for names in choices):
         raise SourceError(f"{root}: {info.damage}, lists may be lost; download {INFO_TAR} again")
@@ -163,6 +170,10 @@ def _lines(info: InfoFiles, name: str) -> Iterator[tuple[int, list[bytes]]]:
         while lines := list(islice(file, _CHUNK_LINES)):
             yield first, lines
             first += len(lines)
+
+
+def _count_rows(info: InfoFiles, name: str) -> int:
+    return sum(sum(not line.isspace() for line in lines) for _, lines in _lines(info, name))
 
 
 @dataclass(kw_only=True, slots=True)

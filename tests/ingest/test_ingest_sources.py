@@ -63,6 +63,27 @@ def test_half_of_webvision_is_read_with_a_warning(tmp_path: Path, draw_webvision
     assert any("train_filelist_flickr.txt" in text for text in source.warnings)
 
 
+def test_a_third_list_that_says_something_else_is_warned_about(
+    tmp_path: Path, draw_webvision: Callable[..., Path]
+) -> None:
+    info = draw_webvision(tmp_path / "raw", [4, 4]) / "info"
+    both = "".join((info / f"train_filelist_{source}.txt").read_text() for source in ("google", "flickr"))
+    (info / "train_filelist_all.txt").write_text(both + "\n")
+    assert read_source(info.parent, SourceOptions()).warnings == ()
+    (info / "train_filelist_all.txt").write_text(both + "google/q0001/more.jpg 0\n")
+    (warning,) = read_source(info.parent, SourceOptions()).warnings
+    assert "train_filelist_all.txt has 9 rows, the lists of google and flickr have 8" in warning
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])
+@pytest.mark.parametrize("name", ["train_filelist_google.txt", "train_filelist_flickr.txt", "val_filelist.txt"])
+def test_an_empty_list_is_named(tmp_path: Path, draw_webvision: Callable[..., Path], name: str, text: str) -> None:
+    root = draw_webvision(tmp_path / "raw", [4, 4])
+    (root / "info" / name).write_text(text)
+    with pytest.raises(SourceError, match=rf"{name}: no rows in it"):
+        read_source(root, SourceOptions(split="val" if name.startswith("val") else "train"))
+
+
 def test_folders_are_classes_in_the_order_of_their_bytes(tmp_path: Path) -> None:
     for name in ("b/1.jpg", "a10/x/deep.jpg", "a10/2.jpg", "a2/3.jpg", "Z/4.jpg", "ä/5.jpg", "empty/", ".hidden/6.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
