@@ -79,8 +79,8 @@ def read(root: Path, split: Split, only: Origin, classes: Classes | None) -> Sou
         )
     if len(lists) > 1 and _ALL_LIST in info and (others := _count_rows(info, _ALL_LIST)) != count:
         warnings.append(
-            f"{info.where(_ALL_LIST)} has {others:,} rows, the lists of google and flickr have {count:,}: only these two "
-            "are read; restore or remove what is wrong"
+            f"{info.where(_ALL_LIST)} has {others:,} rows, the lists of google and flickr have {count:,}: only these "
+            "two are read; restore or remove what is wrong"
         )
     rows = rows_table(paths, labels, sources, queries)
     own = np.concatenate([np.empty(0, dtype=np.int64), *numbers])

@@ -103,7 +103,28 @@ def test_folders_are_classes_in_the_order_of_their_bytes(tmp_path: Path) -> None
         (b"b/1.jpg", 3),
         ("ä/5.jpg".encode(), 5),
     ]
-    assert source.warnings == ("1 files beside the class folders belong to no class and are left out",)
+    assert source.warnings == (
+        "1 files beside the class folders belong to no class and are left out",
+        "1 links to folders are not followed (b/loop); put real folders in their place",
+    )
+
+
+def test_links_to_folders_bring_no_image_twice(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "od", tmp_path / "elsewhere"
+    for name in ("od/a/1.jpg", "od/b/deep/2.jpg", "elsewhere/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (root / "a" / "loop").symlink_to("..")
+    (root / "a" / "more").symlink_to(elsewhere)
+    (root / "a" / "linked.jpg").symlink_to(elsewhere / "3.jpg")
+    for name, target in (("c", root / "a"), ("d", root / "b" / "deep"), ("e", tmp_path), ("f", elsewhere)):
+        (root / name).symlink_to(target)
+    (tmp_path / "way").symlink_to(root)
+    for given in (root, tmp_path / "way"):
+        source = read_source(given, SourceOptions())
+        assert source.class_names == ("a", "b", "f")
+        assert rows_of(source) == [(b"a/1.jpg", 0), (b"a/linked.jpg", 0), (b"b/deep/2.jpg", 1), (b"f/3.jpg", 2)]
+        assert source.warnings == ("5 links to folders are not followed (c, d, e, …); put real folders in their place",)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
