@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from wv_ingest.check import Reason
@@ -84,8 +85,9 @@ def read(root: Path, split: Split, only: Origin, classes: Classes | None) -> Sou
         )
     rows = rows_table(paths, labels, sources, queries)
     own = np.concatenate([np.empty(0, dtype=np.int64), *numbers])
+    metadata_lists: tuple[str, ...] = ()
     if split == "train":
-        rows = _with_metadata(info, lists, rows, own, count, warnings)
+        rows, metadata_lists = _with_metadata(info, lists, rows, own, count, warnings)
     if not names:
         warnings.append("no info/synsets.txt: the classes' names are their numbers")
         count = int(rows.column("label").to_numpy().max(initial=-1)) + 1
@@ -99,6 +101,7 @@ def read(root: Path, split: Split, only: Origin, classes: Classes | None) -> Sou
         tars=tuple(_tars(root, split, only)),
         flat=flat,
         folders=(flat.decode(),) if flat else SOURCE_FOLDERS if only == "all" else (only,),
+        metadata_lists=metadata_lists,
         numbers=None if left_out is None else own,
         left_out=left_out,
     )
@@ -275,30 +278,34 @@ def _bad_rows(lines: _Rows, numbers: NDArray[np.int64], file_list: str) -> pa.Ta
 
 def _with_metadata(
     info: InfoFiles, lists: list[str], rows: pa.Table, own: NDArray[np.int64], row_count: int, warnings: list[str]
-) -> pa.Table:
-    """The rows with each one's record of metadata, from lists that say so line by line, if there are such.
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """The rows with each one's record of metadata, from lists that say so line by line, if there are such; and the
+    JSON lists that any line names.
 
     Args:
         own: (rows,) their numbers among all `row_count` rows of the lists.
     """
     names: list[pa.Array] = []
     numbers: list[NDArray[np.int32]] = []
-    for file_list in lists:
-        meta_list = file_list.replace("filelist", "meta_list")
-        if meta_list not in info:
-            return rows
+    meta_lists = [file_list.replace("filelist", "meta_list") for file_list in lists]
+    for meta_list in filter(info.__contains__, meta_lists):
         for _, lines in _lines(info, meta_list):
             pairs = [_meta(line) for line in lines if line.strip()]
             names.append(pa.array([name for name, _ in pairs], pa.string()))
             numbers.append(np.array([number for _, number in pairs], dtype=np.int32))
-    count = sum(len(part) for part in numbers)
-    if count != row_count:
-        warnings.append(f"metadata left out: its lists have {count:,} lines, the file lists {row_count:,}")
-        return rows
     column = pa.chunked_array(names, pa.string()).dictionary_encode().unify_dictionaries().combine_chunks()
-    return rows.append_column(METADATA_COLUMNS[0], column.take(pa.array(own))).append_column(
-        METADATA_COLUMNS[1], pa.array(np.concatenate(numbers)[own], pa.int32())
-    )
+    named = tuple(name for name in pc.unique(column.cast(pa.string())).to_pylist() if name)
+    if not all(meta_list in info for meta_list in meta_lists):
+        return rows, named
+    count = len(column)
+    if count != row_count:
+        warnings.append(
+            f"metadata left out: its lists have {count:,} lines, the file lists {row_count:,}; give each row its line "
+            f"in {' and '.join(meta_lists)}, 'LIST.json NUMBER' or '-', and build into a new folder"
+        )
+        return rows, named
+    rows = rows.append_column(METADATA_COLUMNS[0], column.take(pa.array(own)))
+    return rows.append_column(METADATA_COLUMNS[1], pa.array(np.concatenate(numbers)[own], pa.int32())), named
 
 
 def _meta(line: bytes) -> tuple[str, int]:

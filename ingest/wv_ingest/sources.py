@@ -95,6 +95,8 @@ class Source:
     """Archives that may hold what is not there as a file."""
     flat: bytes = b""
     """The folder of the flat validation images; see `tars.source_path`."""
+    metadata_lists: tuple[str, ...] = ()
+    """JSON lists that the lists name for some row, asked for or not."""
     folders: tuple[str, ...] | None = None
     """Folders in `root` whose files the lists should name; None: there is no saying."""
     original_ids: tuple[int, ...] | None = None
