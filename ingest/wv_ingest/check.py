@@ -56,6 +56,8 @@ class Reason(StrEnum):
     """The same path stood in the source before; the first row counts."""
     FILTERED = "filtered"
     """The row was not asked for: another origin, another class."""
+    BAD_ROW = "bad-row"
+    """A line of WebVision's lists that can't be read, or whose path leads out of the source."""
     MISSING = "missing"
     """There is no such file, and no such member of a tar."""
     UNREADABLE = "unreadable"

@@ -35,7 +35,7 @@ class OriginCounts:
     samples: NDArray[np.int64]
     """(K, S) samples packed."""
     rejects: tuple[Counter[str], ...]
-    """(S,) rows that did not get in, by reason, `filtered` ones left out."""
+    """(S,) rows that did not get in, by reason; `filtered` ones and those without a label left out."""
 
 
 def stats_document(dataset: Dataset) -> dict[str, Any]:
@@ -156,7 +156,12 @@ def count_origins(dataset: Dataset) -> OriginCounts:
         for batch in table_batches(dataset.directory / SAMPLES_FILE, ["label", "source"]):
             _add(samples, batch.column("label"), _places(batch.column("source"), names))
         for batch in table_batches(dataset.directory / REJECTS_FILE, ["label", "reason", "path"]):
-            asked_for = batch.filter(pc.not_equal(batch.column("reason"), Reason.FILTERED.value))
+            asked_for = batch.filter(  # a row without a class is none of the classes' rows
+                pc.and_(
+                    pc.not_equal(batch.column("reason"), Reason.FILTERED.value),
+                    pc.greater_equal(batch.column("label"), 0),
+                )
+            )
             origins = _places(_first_part(asked_for.column("path")), names)
             _add(lost, asked_for.column("label"), origins)
             for s, counter in enumerate(rejects):

@@ -2,6 +2,7 @@
 
 import io
 import os
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,23 +33,31 @@ class InfoFiles:
     def __contains__(self, name: str) -> bool:
         return self._file(name) is not None or name in self._members
 
+    def unpacked(self, name: str) -> bool:
+        """Whether the list is there as a file, which goes before the tar's member."""
+        return self._file(name) is not None
+
     def where(self, name: str) -> str:
         """For messages: the place of the list."""
         file = self._file(name)
         return str(file) if file is not None or name not in self._members else f"{self._tar}:{name}"
 
     def open(self, name: str) -> BinaryIO:
-        """The list, for reading once from its start.
+        """The list, for reading once from its start; a byte order mark is stepped over.
 
         Raises:
             FileNotFoundError: there is none.
         """
         file = self._file(name)
         if file is not None:
-            return open(file, "rb")
-        if name not in self._members:
+            opened = open(file, "rb")  # noqa: SIM115 - the caller closes it
+        elif name in self._members:
+            opened = io.BufferedReader(_Slice(self._tar, *self._members[name]), 1 << 20)
+        else:
             raise FileNotFoundError(name)
-        return io.BufferedReader(_Slice(self._tar, *self._members[name]), 1 << 20)
+        if opened.peek(len(BOM_UTF8)).startswith(BOM_UTF8):
+            opened.read(len(BOM_UTF8))
+        return opened
 
     def _file(self, name: str) -> Path | None:
         for folder in (self._root / "info", self._root):

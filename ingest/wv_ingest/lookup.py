@@ -52,8 +52,7 @@ def look_up(
     tars = _index(source, build_dir, pool, progress)
     if not tars and not unlisted:
         return Lookup()
-    metadata = source.rows.column("meta").unique().to_pylist() if source.has_metadata else []
-    metadata = [name.encode() for name in metadata if name]
+    metadata = [name.encode() for name in source.metadata_lists]
     columns = [source.rows.column("path")]
     if source.left_out is not None:
         columns.append(source.left_out.column("path"))

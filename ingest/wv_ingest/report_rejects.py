@@ -14,6 +14,7 @@ _PICTURES = 3
 _MEANING = {
     Reason.REPEATED_ROW: "the same path stands in the source before; the first row counts",
     Reason.FILTERED: "not asked for: another source, another class",
+    Reason.BAD_ROW: "a line of the lists without a label that is a class, or with a path out of the source",
     Reason.MISSING: "no such file, and no such member of a tar",
     Reason.UNREADABLE: "there, but can't be read",
     Reason.EMPTY: "no bytes",

@@ -80,7 +80,8 @@ def select(source: Source, origin: str | None, class_ids: Sequence[int] | None, 
     left_out = left_out.append_column("detail", detail).append_column("row", pa.array(own[out]))
     left_out = left_out.append_column("reason", pa.repeat(pa.scalar(Reason.FILTERED.value), len(out)))
     if source.left_out is not None:
-        left_out = pa.concat_tables([left_out.cast(source.left_out.schema), source.left_out]).sort_by("row")
+        other = source.left_out if origin is None else _of_other_origins(source.left_out, origin)
+        left_out = pa.concat_tables([left_out.cast(other.schema), other]).unify_dictionaries().sort_by("row")
     return replace(
         source,
         rows=rows.filter(pa.array(kept)).combine_chunks(),
@@ -90,3 +91,12 @@ def select(source: Source, origin: str | None, class_ids: Sequence[int] | None, 
         left_out=left_out.combine_chunks(),
         places=None if source.places is None else source.places[kept],
     )
+
+
+def _of_other_origins(left_out: pa.Table, origin: str) -> pa.Table:
+    """Rows that can't be read are not asked for either where they are of another origin."""
+    own = pc.equal(left_out.column("source").cast(pa.string()), origin)
+    for name, value in (("reason", Reason.FILTERED.value), ("detail", "source")):
+        place = left_out.schema.get_field_index(name)
+        left_out = left_out.set_column(place, name, pc.if_else(own, left_out.column(name), value))
+    return left_out

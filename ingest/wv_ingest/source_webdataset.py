@@ -116,7 +116,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         SourceError: no such file, no text, an empty line, a name that stands there twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise SourceError(f"{path}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError:

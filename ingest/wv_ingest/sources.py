@@ -95,6 +95,8 @@ class Source:
     """Archives that may hold what is not there as a file."""
     flat: bytes = b""
     """The folder of the flat validation images; see `tars.source_path`."""
+    metadata_lists: tuple[str, ...] = ()
+    """JSON lists that the lists name for some row, asked for or not."""
     folders: tuple[str, ...] | None = None
     """Folders in `root` whose files the lists should name; None: there is no saying."""
     original_ids: tuple[int, ...] | None = None
@@ -102,7 +104,7 @@ class Source:
     numbers: NDArray[np.int64] | None = None
     """(rows,) int64: each row's number in the source; None: all are there."""
     left_out: pa.Table | None = None
-    """Rows that were not asked for or have no label: path, label, source, detail, row (its number), reason."""
+    """Rows not asked for, without a label, or not readable: path, label, source, detail, row (its number), reason."""
     places: NDArray[np.void] | None = None
     """(rows,) of tars.PLACE_DTYPE, where the source itself knows them; None: they are to be looked up."""
     strays: Unlisted | None = None

@@ -160,6 +160,63 @@ def test_unlisted_files_are_counted_unless_told_not_to(
     assert documents[0] == documents[1]
 
 
+@pytest.mark.parametrize(
+    ("choice", "extra", "tars"),
+    [
+        ({}, 1, False),
+        ({}, 1, True),
+        ({"only": "google"}, 0, False),
+        ({"only": "google", "class_ids": (0, 1)}, 0, True),
+        ({"class_ids": (2,)}, 0, False),
+    ],
+)
+def test_metadata_lists_of_rows_left_out_are_not_unlisted(
+    webvision: Path, tmp_path: Path, build_small: Build, choice: dict[str, object], extra: int, tars: bool
+) -> None:
+    root = tmp_path / "raw"
+    shutil.copytree(webvision / "info", root / "info")
+    for source in ("google", "flickr"):
+        path = root / "info" / f"train_filelist_{source}.txt"
+        rows = [line.split() for line in path.read_text().splitlines()][:10:2]
+        rows += [[f"{source}/q0002/img0001.jpg", "1"], [f"{source}/q0003/img0002.jpg", "2"]]
+        metas = [f"{name.rsplit('/', 1)[0]}.json 1\n" for name, _ in rows]
+        rows += [[f"{source}/q0001/extra.jpg", "0"]] * extra
+        path.write_text("".join(f"{name} {label}\n" for name, label in rows))
+        (root / "info" / f"train_meta_list_{source}.txt").write_text("".join(metas))
+        for name in {meta.split()[0] for meta in metas}:
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text("[{}]")
+        for name, _ in rows:
+            (root / name).parent.mkdir(exist_ok=True)
+            shutil.copy(webvision / "google/q0001/img0000.jpg", root / name)
+        if tars:
+            with tarfile.open(root / f"{source}.tar", "w") as tar:
+                tar.add(root / source, source)
+            shutil.rmtree(root / source)
+    manifest = build_small(root, tmp_path / "out", **choice).manifest
+    assert manifest.unlisted is not None
+    assert (manifest.unlisted.files, manifest.unlisted.first) == (0, ())
+    assert manifest.samples + sum(manifest.rejects.values()) == manifest.rows == 14 + 2 * extra
+
+
+def test_metadata_lists_without_a_line_for_each_row_say_what_to_do(
+    tmp_path: Path, draw_webvision: Callable[..., Path]
+) -> None:
+    info = draw_webvision(tmp_path / "raw", [4, 4]) / "info"
+    for source in ("google", "flickr"):
+        (info / f"train_meta_list_{source}.txt").write_text(f"{source}/q0001.json 1\n" * 3)
+    source = read_source(info.parent, SourceOptions())
+    assert source.warnings == (
+        "metadata left out: its lists have 6 lines, the file lists 8; give each row its line in "
+        "train_meta_list_google.txt and train_meta_list_flickr.txt, 'LIST.json NUMBER' or '-', and build into a new "
+        "folder",
+    )
+    for name in ("google", "flickr"):
+        (info / f"train_meta_list_{name}.txt").write_text(f"{name}/q0001.json 1\n" * 3 + "-\n")
+    source = read_source(info.parent, SourceOptions())
+    assert source.rows.column("meta_row").to_pylist() == [1, 1, 1, 0] * 2
+
+
 def test_an_unfinished_build_refuses_other_tars(
     webvision: Path, tmp_path: Path, leave_unfinished: Callable[[Path, Path], None], build_small: Build
 ) -> None:

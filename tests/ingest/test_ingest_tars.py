@@ -395,11 +395,29 @@ def test_an_archive_without_lists_says_what_is_missing(tmp_path: Path) -> None:
         read_source(tmp_path, SourceOptions())
 
 
-def test_a_damaged_info_tar_says_so(archives: Path, tmp_path: Path) -> None:
-    shutil.copy(archives / "info.tar", tmp_path)
-    os.truncate(tmp_path / "info.tar", 1500)
-    with pytest.raises(SourceError, match=r"needs them \(info.tar: ends at byte 1500"):
-        read_source(tmp_path, SourceOptions())
+def test_an_info_tar_that_is_cut_off_is_refused(archives: Path, tree: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "info.tar"
+    shutil.copy(archives / "info.tar", tar)
+    with tarfile.open(tar) as whole:
+        members = whole.getmembers()
+    after_last = members[-1].offset_data + -(-members[-1].size // 512) * 512
+    lists = [m for m in members if m.name.startswith("info/train_filelist")]
+    for size in (1500, lists[1].offset, after_last):  # in the middle, between two lists, without the end mark alone
+        shutil.copy(archives / "info.tar", tar)
+        os.truncate(tar, size)
+        for split in ("train", "val"):
+            with pytest.raises(SourceError, match=r"info.tar: ends at byte \d+.*download info.tar again"):
+                read_source(tmp_path, SourceOptions(split=split))
+    for name in ("train_filelist_google.txt", "train_filelist_flickr.txt"):
+        shutil.copy(tree / "info" / name, tmp_path)
+    with pytest.raises(SourceError, match=r"download info\.tar again"):
+        read_source(tmp_path, SourceOptions())  # the classes' names are missing
+    shutil.copy(tree / "info" / "synsets.txt", tmp_path)
+    source = read_source(tmp_path, SourceOptions())
+    assert source.rows.select(["path", "label"]).equals(
+        read_source(tree, SourceOptions()).rows.select(["path", "label"])
+    )
+    assert any("info.tar: ends at byte" in text for text in source.warnings)
 
 
 def test_the_real_list_with_drawn_images_in_tars(
