@@ -12,6 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import PIL
 import webdataset
 from PIL import Image
 
@@ -33,7 +34,7 @@ def main(list_path: str, out: str, size_px: int, quality: int, workers: int) -> 
     for shard in Path(out).iterdir():
         with open(shard, "rb") as file:
             os.fsync(file.fileno())
-    print(f"webdataset {version('webdataset')}, Pillow {version('pillow')}")
+    print(f"webdataset {version('webdataset')}, PIL {PIL.__version__}")
 
 
 def _image(path: str, *, size_px: int, quality: int) -> bytes:
