@@ -39,11 +39,11 @@ def thumbnails(dataset: Dataset, ordinals: Iterable[int]) -> dict[int, bytes]:
 def rejected_thumbnails(source: Path, paths: Iterable[str]) -> dict[str, bytes]:
     """A JPEG of every file below `source` (or beside it, if it is a list) of which something can be shown, by path.
 
-    Members of tars are not looked for.
+    Members of tars are not looked for, and paths that lead out of the source's folder are not opened.
     """
     root = source if source.is_dir() else source.parent
     # Escapes of names that are not UTF-8 can't be told from names that hold a backslash.
-    job = tuple(path for path in paths if "\\" not in path)
+    job = tuple(path for path in paths if "\\" not in path and not path.startswith("/") and ".." not in path.split("/"))
     pool: WorkerPool[tuple[str, ...], list[bytes]] = WorkerPool(1, _Shower(root.resolve()), _LIMITS)
     try:
         (made,) = pool.run([job])

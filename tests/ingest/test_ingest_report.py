@@ -25,6 +25,7 @@ from wv_ingest.report_data import SHEET_CLASSES, SHEET_SAMPLES, gather
 from wv_ingest.report_examples import EXAMPLES
 from wv_ingest.report_html import add_report
 from wv_ingest.report_parts import plain, share
+from wv_ingest.report_pictures import rejected_thumbnails
 from wv_shards import DUPLICATES_FILE, DUPLICATES_SCHEMA, SAMPLES_FILE, Dataset, Manifest, Overlay, verify
 
 Build = Callable[..., BuildResult]
@@ -459,3 +460,14 @@ def test_rejected_files_are_shown_where_the_source_is_given(tmp_path: Path, enco
     assert sorted(alts) == ["c/half.jpg", key]
     missing = invoke("report", tmp_path / "out", "--source", tmp_path / "nowhere")
     assert (missing.exit_code, missing.output.count("\n")) == (1, 1)
+
+
+def test_a_rejected_path_that_leads_out_of_the_source_is_not_opened(
+    tmp_path: Path, encode: Callable[..., bytes]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for place in (source / "inside.jpg", tmp_path / "secret.jpg"):
+        place.write_bytes(encode(1))
+    wanted = ["inside.jpg", "../secret.jpg", str(tmp_path / "secret.jpg")]
+    assert set(rejected_thumbnails(source, wanted)) == {"inside.jpg"}
