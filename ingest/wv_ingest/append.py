@@ -43,7 +43,7 @@ from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, refuse_damaged_tables, row_groups
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildMismatchError, SourceError
-from wv_ingest.exclude import excluded_rows
+from wv_ingest.exclude import excluded_rows, refuse_lost
 from wv_ingest.finalize import Tables, unlisted_of, write_tables
 from wv_ingest.growth import Growth, NewRows, growth_of
 from wv_ingest.lookup import Lookup, look_up
@@ -131,6 +131,7 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
             finished = finish_swap(directory)
         progress.note(f"finished an append that was stopped: {finished.samples:,} images; looking for more")
     before = Manifest.load(directory)
+    refuse_lost(directory, before)
     if file_checksum(directory / INDEX_FILE) != before.index_checksum:
         raise CorruptDataError(f"{directory / INDEX_FILE}: is damaged; run `wv-ingest verify --repair` first")
     refuse_damaged_tables(directory, before)

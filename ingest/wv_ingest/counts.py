@@ -17,10 +17,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.check import Reason
-from wv_shards import REJECTS_FILE, SAMPLES_FILE, CorruptDataError, Dataset, Manifest, Overlay
+from wv_shards import (
+    EXCLUDE,
+    REJECTS_FILE,
+    SAMPLES_FILE,
+    CorruptDataError,
+    Dataset,
+    Manifest,
+    Overlay,
+    lost_exclude,
+)
 
-EXCLUDE = "exclude"
-"""Name and kind of the overlay of samples that are packed and not shown."""
 _INDEX_CHUNK = 1 << 20
 
 
@@ -115,6 +122,8 @@ def exclusions(dataset: Dataset) -> NDArray[np.bool_] | None:
         ShardsError: the overlay is broken, or of another data set.
     """
     base = dataset.directory / EXCLUDE
+    if lost := lost_exclude(dataset.directory, dataset.manifest):
+        raise CorruptDataError(lost)
     if not base.with_suffix(".json").exists():
         return None
     return Overlay.load_onto(base, dataset.manifest, kind=EXCLUDE).array.astype(bool)

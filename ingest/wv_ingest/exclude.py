@@ -48,8 +48,7 @@ def exclude_keys(
         OSError: the overlay can't be written.
     """
     manifest = Manifest.load(directory)
-    if lost := lost_exclude(directory, manifest):  # a new overlay would show the duplicates again
-        raise CorruptDataError(lost)
+    refuse_lost(directory, manifest)  # a new overlay would show the duplicates again
     wanted = pa.array(sorted(set(keys)), pa.string())
     ordinals, known = _ordinals(directory / SAMPLES_FILE, manifest.samples, wanted)
     if not known.all() and not ignore_unknown:
@@ -78,6 +77,16 @@ def exclude_keys(
         excluded_after=int(np.count_nonzero(rows)),
         samples=manifest.samples,
     )
+
+
+def refuse_lost(directory: Path, manifest: Manifest) -> None:
+    """Refuse a data set that has lost its exclude overlay.
+
+    Raises:
+        CorruptDataError: duplicates were excluded, and the overlay that says which is gone.
+    """
+    if lost := lost_exclude(directory, manifest):
+        raise CorruptDataError(lost)
 
 
 def excluded_rows(directory: Path, manifest: Manifest) -> NDArray[np.uint8] | None:

@@ -21,7 +21,7 @@ from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, refuse_damaged_tables, row_groups
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import MergeError
-from wv_ingest.exclude import excluded_rows
+from wv_ingest.exclude import excluded_rows, refuse_lost
 from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.plan import next_number
 from wv_ingest.progress import Progress
@@ -128,6 +128,7 @@ def _check(sets: Sequence[_Set], progress: Progress) -> None:
     first = sets[0]
     widest = max(sets, key=lambda one: len(one.manifest.classes))
     for one in sets:
+        refuse_lost(one.folder, one.manifest)
         if one.manifest.split != first.manifest.split:
             raise MergeError(
                 f"{one.folder}: is a {one.manifest.split} set, {first.folder} a {first.manifest.split} set; merge alike"

@@ -330,9 +330,16 @@ def test_a_lost_overlay_is_refused_by_all_and_comes_back_as_it_was(
     assert "exclude.json: missing: is missing" in told.stdout
     keys = tmp_path / "keys.txt"
     keys.write_text("")
-    refused = ingest("exclude", out, "--keys", keys)
-    assert refused.returncode == 1
-    assert "3 duplicates were excluded; restore it" in refused.stderr
+    for command in (
+        ("exclude", out, "--keys", keys),
+        ("append", out, two_classes),
+        ("merge", tmp_path / "merged", out, out),
+        ("report", out),
+        ("stats", out),
+    ):
+        refused = ingest(*command)
+        assert refused.returncode == 1, command
+        assert "3 duplicates were excluded; restore it" in refused.stderr, command
     (out / "exclude.npy").unlink()
     arguments = told.stdout.partition("`wv-ingest duplicates SHARDS ")[2].partition("`")[0].split()
     assert ingest("duplicates", out, *arguments).returncode == 0
