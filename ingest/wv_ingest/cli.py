@@ -1,7 +1,6 @@
 """`wv-ingest`: the commands that make and inspect shards. Options in, one call, a table or one line of error out."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,8 @@ from wv_ingest.cli_sample_data import sample_data_command
 from wv_ingest.cli_verify import verify_command
 from wv_ingest.counts import stats_document
 from wv_ingest.duplicates import Conflict, DuplicateOptions
-from wv_ingest.errors import Stopped
 from wv_ingest.parts import Part
 from wv_ingest.pool import WorkerLimits
-from wv_ingest.progress import Progress
 from wv_ingest.ray_pool import RayOptions
 from wv_ingest.report_html import REPORT_FILE, add_report
 from wv_ingest.selection import parse_classes
@@ -299,22 +296,17 @@ def build_shards(
         raise click.UsageError(str(error)) from None
     given = source if source_format in (None, "webdataset") and is_spec(source) else Path(source)
     click.echo(f"decoder: {codecs()['decoder']}")
-    with Progress() as progress:
-        try:
-            with stoppable():
-                if dry_run:
-                    print_dry_run(plan_only(given, options, progress), options)
-                elif options.part is not None:
-                    print_part(build_part(given, out, options, progress), out)
-                else:
-                    result = build(given, out, options, progress)
-                    print_summary(result, out)
-                    print_conflicts(out, result.manifest)
-                    if not no_report and not (result.complete_before and (out / REPORT_FILE).exists()):
-                        add_report(out, progress)
-        except Stopped as stopped:
-            progress.note("stopped; run the same command again to go on, finished shards are kept")
-            sys.exit(128 + stopped.signal_number)
+    with stoppable("run the same command again to go on, finished shards are kept") as progress:
+        if dry_run:
+            print_dry_run(plan_only(given, options, progress), options)
+        elif options.part is not None:
+            print_part(build_part(given, out, options, progress), out)
+        else:
+            result = build(given, out, options, progress)
+            print_summary(result, out)
+            print_conflicts(out, result.manifest)
+            if not no_report and not (result.complete_before and (out / REPORT_FILE).exists()):
+                add_report(out, progress)
 
 
 @main.command()

@@ -1,6 +1,5 @@
 """`wv-ingest duplicates`, and the options about duplicates that `build-shards` shares with it."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +7,7 @@ import click
 
 from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.duplicates import MAX_NEAR_DISTANCE, NEAR_DISTANCE, Conflict, DuplicateOptions
-from wv_ingest.errors import Stopped
 from wv_ingest.mark_duplicates import mark_again
-from wv_ingest.progress import Progress
 from wv_ingest.report_html import refresh_report
 from wv_ingest.summary import print_marked
 
@@ -61,12 +58,7 @@ def duplicates_command(shards: Path, *, conflict: str, near_distance: int | None
       wv-ingest duplicates shards/train --near-distance off
     """
     options = DuplicateOptions(conflict=Conflict(conflict), near_distance=near_distance)
-    with Progress() as progress:
-        try:
-            with stoppable():
-                marked = mark_again(shards, options, progress)
-                refresh_report(shards, progress)
-        except Stopped as stopped:
-            progress.note("stopped; run the same command again")
-            sys.exit(128 + stopped.signal_number)
+    with stoppable("run the same command again") as progress:
+        marked = mark_again(shards, options, progress)
+        refresh_report(shards, progress)
     print_marked(shards, marked)

@@ -11,6 +11,7 @@ from typing import NoReturn, ParamSpec
 import click
 
 from wv_ingest.errors import IngestError, Stopped
+from wv_ingest.progress import Progress
 from wv_shards import ShardsError
 
 Parameters = ParamSpec("Parameters")
@@ -41,8 +42,11 @@ def fail(message: str) -> NoReturn:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped, once; a second signal can't interrupt the clearing up."""
+def stoppable(advice: str) -> Iterator[Progress]:
+    """Progress of a command that SIGINT and SIGTERM end with `advice` and the shell's exit code, after clearing up.
+
+    Inside they raise Stopped, once; a second signal can't interrupt what that sets going.
+    """
 
     def stop(signal_number: int, _: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -51,7 +55,12 @@ def stoppable() -> Iterator[None]:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with Progress() as progress:
+            try:
+                yield progress
+            except Stopped as stopped:
+                progress.note(f"stopped; {advice}")
+                sys.exit(128 + stopped.signal_number)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,15 +1,12 @@
 """`wv-ingest exclude`: take-downs and other samples that must not be shown, by their keys."""
 
-import sys
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from wv_ingest.cli_errors import one_line_errors, stoppable
-from wv_ingest.errors import Stopped
 from wv_ingest.exclude import exclude_keys
-from wv_ingest.progress import Progress
 from wv_ingest.report_html import refresh_report
 
 
@@ -35,13 +32,8 @@ def exclude_command(shards: Path, *, keys: BinaryIO, undo: bool, ignore_unknown:
     lines = (line.strip().decode("utf-8", "backslashreplace") for line in keys)
     done = exclude_keys(shards, filter(None, lines), undo=undo, ignore_unknown=ignore_unknown)
     if done.changed:
-        with Progress() as progress:
-            try:
-                with stoppable():
-                    refresh_report(shards, progress)
-            except Stopped as stopped:
-                progress.note("stopped; the samples are as asked, `wv-ingest report` writes the page")
-                sys.exit(128 + stopped.signal_number)
+        with stoppable("the samples are as asked, `wv-ingest report` writes the page") as progress:
+            refresh_report(shards, progress)
     what = "shown again" if undo else "excluded"
     unknown = f", {done.unknown:,} unknown keys passed over" if done.unknown else ""
     click.echo(

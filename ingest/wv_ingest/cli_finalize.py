@@ -1,15 +1,12 @@
 """`wv-ingest finalize`: the parts of a build, from many machines, become one data set."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from wv_ingest.build import DEFAULT_REJECT_FRACTION
 from wv_ingest.cli_errors import one_line_errors, stoppable
-from wv_ingest.errors import Stopped
 from wv_ingest.join import join
-from wv_ingest.progress import Progress
 from wv_ingest.report_html import add_report
 from wv_ingest.summary import print_summary
 
@@ -39,12 +36,7 @@ def finalize_command(out: Path, parts: tuple[Path, ...], *, max_reject_fraction:
       wv-ingest build-shards /data/webvision /shared/parts/2 --part 2/2
       wv-ingest finalize /shared/shards/train /shared/parts/*
     """
-    with Progress() as progress:
-        try:
-            with stoppable():
-                print_summary(join(out, parts, max_reject_fraction, progress), out)
-                add_report(out, progress)
-        except Stopped as stopped:
-            progress.note("stopped; run the same command again to go on")
-            sys.exit(128 + stopped.signal_number)
+    with stoppable("run the same command again to go on") as progress:
+        print_summary(join(out, parts, max_reject_fraction, progress), out)
+        add_report(out, progress)
     click.echo(f"the parts are not needed any more: {', '.join(map(str, parts[:3]))}{', …' if len(parts) > 3 else ''}")

@@ -1,6 +1,5 @@
 """`wv-ingest append` and `merge`: data sets that grow."""
 
-import sys
 from pathlib import Path
 
 import click
@@ -8,9 +7,7 @@ import click
 from wv_ingest.append import AppendOptions, AppendResult, append
 from wv_ingest.build import DEFAULT_REJECT_FRACTION
 from wv_ingest.cli_errors import one_line_errors, stoppable
-from wv_ingest.errors import Stopped
 from wv_ingest.merge import merge
-from wv_ingest.progress import Progress
 from wv_ingest.report_html import add_report, refresh_report
 
 
@@ -67,16 +64,11 @@ def append_command(
         unlisted=not no_unlisted,
         **({} if workers is None else {"workers": workers}),
     )
-    with Progress() as progress:
-        try:
-            with stoppable():
-                result = append(shards, source, options, progress)
-                _print_appended(result, shards)
-                if result.changed:
-                    refresh_report(shards, progress)
-        except Stopped as stopped:
-            progress.note("stopped; run the same command again to go on, finished shards are kept")
-            sys.exit(128 + stopped.signal_number)
+    with stoppable("run the same command again to go on, finished shards are kept") as progress:
+        result = append(shards, source, options, progress)
+        _print_appended(result, shards)
+        if result.changed:
+            refresh_report(shards, progress)
 
 
 def _print_appended(result: AppendResult, shards: Path) -> None:
@@ -117,14 +109,9 @@ def merge_command(out: Path, shards: tuple[Path, ...]) -> None:
     """
     if len(shards) < 2:
         raise click.UsageError("a merge needs two data sets or more")
-    with Progress() as progress:
-        try:
-            with stoppable():
-                manifest = merge(out, shards, progress)
-                add_report(out, progress)
-        except Stopped as stopped:
-            progress.note("stopped; run the same command again to go on")
-            sys.exit(128 + stopped.signal_number)
+    with stoppable("run the same command again to go on") as progress:
+        manifest = merge(out, shards, progress)
+        add_report(out, progress)
     click.echo(
         f"{out}: {manifest.samples:,} images in {len(manifest.shards):,} shards, {len(manifest.classes):,} classes, "
         f"{sum(manifest.rejects.values()):,} rejects, from {len(shards)} data sets"

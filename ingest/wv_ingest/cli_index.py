@@ -1,7 +1,6 @@
 """`wv-ingest index`: foreign WebDataset tars get an index and a manifest where they lie."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ import numpy as np
 
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.cli_errors import one_line_errors, stoppable
-from wv_ingest.errors import Stopped
 from wv_ingest.index_shards import IndexOptions, index_shards
 from wv_ingest.pool import WorkerLimits
-from wv_ingest.progress import Progress
 from wv_ingest.summary import print_summary
 from wv_shards import FLAG_BAD, Dataset
 
@@ -83,13 +80,8 @@ def index_command(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     click.echo(f"decoder: {codecs()['decoder']}")
-    with Progress() as progress:
-        try:
-            with stoppable():
-                print_summary(index_shards(directory, options, progress), directory)
-        except Stopped as stopped:
-            progress.note("stopped; run the same command again to go on, finished tars are kept")
-            sys.exit(128 + stopped.signal_number)
+    with stoppable("run the same command again to go on, finished tars are kept") as progress:
+        print_summary(index_shards(directory, options, progress), directory)
     with Dataset.open(directory) as dataset:
         bad = int(np.count_nonzero(dataset.index["flags"] & FLAG_BAD))
     click.echo(f"{bad:,} images do not decode; they stay in the index, and loaders mask them")

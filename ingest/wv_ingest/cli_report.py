@@ -1,13 +1,11 @@
 """The command `wv-ingest report`: options in, one page out. `report_html` does the work."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from wv_ingest.cli_errors import one_line_errors, stoppable
-from wv_ingest.errors import SourceError, Stopped
-from wv_ingest.progress import Progress
+from wv_ingest.errors import SourceError
 from wv_ingest.report_html import REPORT_FILE, write_report
 
 
@@ -33,10 +31,6 @@ def report_command(shards: Path, out: Path | None, source: Path | None) -> None:
         raise click.UsageError(f"expected --out to end in .html, got {out.name}")
     if source is not None and not source.exists():
         raise SourceError(f"{source}: no such file or folder; expected what {shards} were built from")
-    with Progress() as progress:
-        try:
-            with stoppable():
-                write_report(shards, out, progress, source)
-        except Stopped as stopped:
-            sys.exit(128 + stopped.signal_number)
+    with stoppable("run the same command again") as progress:
+        write_report(shards, out, progress, source)
     click.echo(f"report: {out}")

@@ -9,8 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, Transf
 from rich.progress import Progress as RichProgress
 
 from wv_ingest.cli_errors import one_line_errors, stoppable
-from wv_ingest.errors import SourceError, Stopped
-from wv_ingest.progress import Progress
+from wv_ingest.errors import SourceError
 from wv_ingest.repair import RepairOptions, repair
 from wv_ingest.webdataset_urls import is_spec, tar_urls
 from wv_shards import Manifest, Problem, verify
@@ -54,13 +53,8 @@ def verify_command(
             **({} if workers is None else {"workers": workers}),
         )
         _print_problems(problems)
-        with Progress() as progress:
-            try:
-                with stoppable():
-                    done = repair(shards, problems, Path(source) if source else None, options, progress)
-            except Stopped as stopped:
-                progress.note("stopped; run the same command again to go on")
-                sys.exit(128 + stopped.signal_number)
+        with stoppable("run the same command again to go on") as progress:
+            done = repair(shards, problems, Path(source) if source else None, options, progress)
         for text in done.mended:
             click.echo(f"mended: {text}")
         for text in done.left:
