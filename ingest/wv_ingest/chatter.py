@@ -1,7 +1,7 @@
-"""What C libraries write to the process's stderr while they decode: caught, so that it can be counted and not be shown.
+"""What C libraries write to the process's stderr while they work: caught, so that it can be counted and not be shown.
 
-It takes file descriptor 2 away from the whole process, so it is for workers, which say what they have to say by
-their pipe.
+It takes file descriptor 2 away from the whole process, so it is for the pool's workers, which say what they have to
+say by their pipe.
 """
 
 import os

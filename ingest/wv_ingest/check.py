@@ -158,12 +158,15 @@ class _Refused(Exception):  # noqa: N818 - control flow inside this module
 
 
 def check_image(data: bytes, options: CheckOptions) -> Accepted | Rejected:
-    """Decode `data` in full and return what to store of it, or why it is rejected.
+    """What to store of `data`, or why it is rejected.
 
     Raises nothing but MemoryError, whatever `data` may be. Sets Pillow's global pixel limit.
     """
-    if undecoded := check_header(data, options):
-        return undecoded
+    return check_header(data, options) or decode_image(data, options)
+
+
+def decode_image(data: bytes, options: CheckOptions) -> Accepted | Rejected:
+    """The same of what `check_header` has left open: decode it in full."""
     Image.MAX_IMAGE_PIXELS = options.max_pixels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters here raises
@@ -192,7 +195,7 @@ def header_size(data: bytes, options: CheckOptions) -> tuple[int, int] | None:
 
 
 def check_header(data: bytes, options: CheckOptions) -> Accepted | Rejected | None:
-    """What can be said of `data` without any decoder, and without their risks; None: ask `check_image`."""
+    """What can be said of `data` without any decoder, and without their risks; None: ask `decode_image`."""
     try:
         if not data:
             raise _Refused(Reason.EMPTY, "")

@@ -7,14 +7,14 @@ reject; one that does not decode stays in it and is flagged, so that what the in
 import fcntl
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from wv_ingest.check import Accepted, CheckOptions, Reason, check_header, check_image, header_size
+from wv_ingest.check import Accepted, CheckOptions, Reason, check_image, header_size
 from wv_ingest.errors import BuildError
 from wv_ingest.keys import text_of
 from wv_ingest.outcomes import OutcomeRows, ShardSummary
@@ -127,8 +127,7 @@ class TarIndexer:
             if self.options.decode == "header":
                 size = header_size(data, self.options)
                 return None if size is None else (*size, None, None)
-            full = replace(self.options, decode="full")
-            found = check_header(data, full) or check_image(data, full)
+            found = check_image(data, self.options)
             if isinstance(found, Accepted):
                 return (found.width, found.height, *halves(found.phash))
             return None

@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
-from wv_ingest.chatter import Chatter
-from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_header, check_image
+from wv_ingest.check import Accepted, CheckOptions, Reason, Rejected, check_header, decode_image
 from wv_ingest.keys import key_of, text_of
 from wv_ingest.metadata import Metadata
 from wv_ingest.outcomes import OutcomeRows, ShardSummary
@@ -71,7 +70,6 @@ class Packer:
         self._options = options
         self._rows: pa.Table | None = None
         self._files = SourceFiles(root, build_dir, tars)
-        self._chatter: Chatter | None = None
 
     def __call__(
         self, job: PlannedShard | TrialJob | IndexJob, desk: Desk
@@ -80,8 +78,6 @@ class Packer:
 
         Rows are the desk's items. A probe only looks at its row, and has no result.
         """
-        if self._chatter is None:
-            self._chatter = Chatter()
         if isinstance(job, IndexJob):
             before = 0
             for members in index_tar(job):
@@ -115,7 +111,7 @@ class Packer:
                 text = text_of(path)
                 image, data = self._examine(path, place_of(row), item, desk)
                 count_up(BYTES_READ, len(data))
-                if self._chatter is not None and self._chatter.happened():
+                if desk.complained():
                     count_up(NOISY, 1)
                 if isinstance(image, Rejected):
                     reason = image.reason.value
@@ -169,7 +165,7 @@ class Packer:
         if known := check_header(data, self._options):
             return known, data
         with desk.at(item):
-            return check_image(data, self._options), data
+            return decode_image(data, self._options), data
 
     def _read(self, path: bytes, place: Place | None) -> bytes | Rejected:
         """The file's bytes; nothing that a source can hold makes this hang or fill the memory."""

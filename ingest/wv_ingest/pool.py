@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from wv_ingest.chatter import Chatter
 from wv_ingest.errors import WorkerDiedError
 
 Job = TypeVar("Job")
@@ -240,6 +241,7 @@ class Desk:
 
     def __init__(self, pipe: "Connection[Any, Any]", limits: WorkerLimits, item: Any) -> None:
         self._pipe, self._limits, self._item = pipe, limits, item
+        self._chatter = Chatter()
         self._memory = resource.getrlimit(resource.RLIMIT_DATA)
         self._armed_items = 0
         self.verdicts: dict[int, Verdict] = {}
@@ -251,6 +253,7 @@ class Desk:
     def take(self, verdicts: dict[int, Verdict], probe: int | None) -> None:
         """Begin a job."""
         self.verdicts, self.probe = verdicts, probe
+        self._chatter.happened()  # what came before is of no item
         self._reset()
 
     def count_up(self, counter: int, amount: int) -> None:
@@ -259,6 +262,10 @@ class Desk:
         if time.monotonic() - self._reported >= _REPORT_SECONDS:
             self._pipe.send((self._counts, False, None, None))
             self._reset()
+
+    def complained(self) -> bool:
+        """Whether a library has written to stderr since this was last asked; nobody sees what."""
+        return self._chatter.happened()
 
     @contextlib.contextmanager
     def at(self, item: int) -> Iterator[None]:

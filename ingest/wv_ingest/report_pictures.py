@@ -11,7 +11,6 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
-from wv_ingest.chatter import Chatter
 from wv_ingest.pool import Desk, WorkerLimits, WorkerPool
 from wv_shards import FLAG_BAD, CorruptDataError, Dataset
 
@@ -57,10 +56,8 @@ class _Shower:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._chatter: Chatter | None = None
 
     def __call__(self, job: tuple[str, ...], desk: Desk) -> list[bytes]:
-        self._chatter = self._chatter or Chatter()
         ImageFile.LOAD_TRUNCATED_IMAGES = True  # in this process alone: half a picture tells more than none
         if desk.probe is not None:
             return [self._show(job, desk.probe, desk)]

@@ -28,6 +28,15 @@ HANDLERS = textwrap.dedent(
             desk.count_up(0, 1)
             desk.count_up(1, 10)
         return job * job
+
+    def shout(job, desk):
+        heard = []
+        for loud in job:
+            if loud:
+                os.write(2, b"TIFFReadDirectory: Warning\\n")
+            heard.append(desk.complained())
+        os.write(2, b"after the last item")
+        return heard
     """
 )
 
@@ -52,6 +61,20 @@ def test_every_job_is_answered_once_and_counted(work: Callable[..., int]) -> Non
         assert list(pool.run([7])) == [49]
     finally:
         pool.close()
+
+
+def test_what_libraries_write_to_stderr_is_noticed_item_by_item_and_not_shown(
+    work: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    import pool_handlers
+
+    pool: WorkerPool[list[bool], list[bool]] = WorkerPool(1, pool_handlers.shout)
+    try:
+        jobs = [[True, False, True], [False, True]]
+        assert list(pool.run(jobs)) == jobs
+    finally:
+        pool.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_what_a_handler_raises_comes_back(work: Callable[..., int]) -> None:
