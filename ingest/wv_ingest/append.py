@@ -44,7 +44,7 @@ from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, refu
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import BuildMismatchError, SourceError
 from wv_ingest.exclude import excluded_rows, refuse_lost
-from wv_ingest.finalize import Tables, unlisted_of, write_tables
+from wv_ingest.finalize import Tables, class_of, unlisted_of, write_tables
 from wv_ingest.growth import Growth, NewRows, growth_of
 from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
@@ -138,12 +138,12 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
     build_options = options_of(
         directory,
         before,
+        path_column=options.path_column,
+        label_column=options.label_column,
         workers=options.workers,
         max_reject_fraction=options.max_reject_fraction,
         unlisted=options.unlisted,
     )
-    named = replace(build_options.source, path_column=options.path_column, label_column=options.label_column)
-    build_options = replace(build_options, source=named)
     if source_path.resolve() in directory.resolve().parents and build_options.source.source_format == "folders":
         raise SourceError(f"{directory}: lies inside the source, where it would become a class; give another source")
     with folder_lock(append_dir):
@@ -298,19 +298,10 @@ def _join(
 
 def _classes(before: Manifest, growth: Growth, state: BuildState, tables: Tables) -> tuple[ClassInfo, ...]:
     classes = []
-    for class_id, name in enumerate(state.class_names):
+    for class_id in range(len(state.class_names)):
         rows, samples = state.class_rows[class_id], tables.class_samples[class_id]
         if class_id >= len(before.classes):
-            classes.append(
-                ClassInfo(
-                    class_id=class_id,
-                    name=name,
-                    rows=rows,
-                    samples=samples,
-                    band=band_of(rows),
-                    original_id=None if state.original_ids is None else state.original_ids[class_id],
-                )
-            )
+            classes.append(class_of(state, tables, class_id))
             continue
         was = before.classes[class_id]
         classes.append(

@@ -461,7 +461,7 @@ def complete_before(out: Path, identity: Identity, started: float) -> BuildResul
         BuildMismatchError: it is not.
     """
     manifest = Manifest.load(out)
-    found = Identity(seed=manifest.seed, split=manifest.split, options=manifest.options, codecs=manifest.codecs)
+    found = Identity.of(manifest)
     if other := difference(found, identity):
         rule = DuplicateOptions.of(identity.options).deciding()
         only_rule = not difference(replace(found, options={**found.options, **rule}), identity)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from wv_shards import (
     MANIFEST_FILE,
     REJECTS_SCHEMA,
     UNFINISHED,
+    Manifest,
     OutputExistsError,
     atomic_file,
     fsync_directory,
@@ -70,6 +71,11 @@ class Identity:
     """As the manifest has them."""
     codecs: dict[str, str]
     """Decoder and encoder, with versions."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """That of a finished data set."""
+        return cls(seed=manifest.seed, split=manifest.split, options=manifest.options, codecs=manifest.codecs)
 
     def by_name(self) -> dict[str, Any]:
         """Everything on one level, for comparing."""

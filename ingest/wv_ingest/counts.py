@@ -17,16 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wv_ingest.check import Reason
-from wv_shards import (
-    EXCLUDE,
-    REJECTS_FILE,
-    SAMPLES_FILE,
-    CorruptDataError,
-    Dataset,
-    Manifest,
-    Overlay,
-    lost_exclude,
-)
+from wv_ingest.exclude import excluded_rows, refuse_lost
+from wv_shards import REJECTS_FILE, SAMPLES_FILE, CorruptDataError, Dataset, Manifest
 
 _INDEX_CHUNK = 1 << 20
 
@@ -121,12 +113,9 @@ def exclusions(dataset: Dataset) -> NDArray[np.bool_] | None:
     Raises:
         ShardsError: the overlay is broken, or of another data set.
     """
-    base = dataset.directory / EXCLUDE
-    if lost := lost_exclude(dataset.directory, dataset.manifest):
-        raise CorruptDataError(lost)
-    if not base.with_suffix(".json").exists():
-        return None
-    return Overlay.load_onto(base, dataset.manifest, kind=EXCLUDE).array.astype(bool)
+    refuse_lost(dataset.directory, dataset.manifest)
+    rows = excluded_rows(dataset.directory, dataset.manifest)
+    return None if rows is None else rows.astype(bool)
 
 
 def index_chunks(samples: int) -> Iterator[slice]:

@@ -4,7 +4,7 @@ The keys of millions of samples are read part by part; of what was excluded for 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,16 +58,14 @@ def exclude_keys(
             f"{len(unknown)} of {len(wanted)} keys are no sample's of {directory}: {named}; "
             "correct them, or leave them out with --ignore-unknown; nothing has been changed"
         )
-    rows, info = excluded_rows(directory, manifest), {}
-    if rows is None:
-        rows = np.zeros(manifest.samples, dtype=np.uint8)
-    else:
-        info = Overlay.load_onto(directory / EXCLUDE, manifest).info
+    overlay = _overlay(directory, manifest)
+    rows = np.zeros(manifest.samples, dtype=np.uint8) if overlay is None else overlay.array
     before = int(np.count_nonzero(rows))
     has = (rows[ordinals] & _ASKED) != 0
     changed = ordinals[has if undo else ~has]
     if len(changed):
         rows[changed] ^= _ASKED
+        info = {} if overlay is None else overlay.info
         Overlay(kind=EXCLUDE, array=rows, manifest_digest=manifest.digest, info=info).save(directory / EXCLUDE)
     return Exclusion(
         keys=len(wanted),
@@ -97,10 +95,17 @@ def excluded_rows(directory: Path, manifest: Manifest) -> NDArray[np.uint8] | No
     Raises:
         ShardsError: it is damaged, or of another data set.
     """
+    overlay = _overlay(directory, manifest)
+    return None if overlay is None else overlay.array
+
+
+def _overlay(directory: Path, manifest: Manifest) -> Overlay | None:
+    """The overlay of which `excluded_rows` gives the array."""
     if not (directory / f"{EXCLUDE}.json").exists():
         return None
-    array = Overlay.load_onto(directory / EXCLUDE, manifest, kind=EXCLUDE).array
-    return array * np.uint8(EXCLUDE_ASKED) if array.dtype == bool else array.astype(np.uint8)
+    overlay = Overlay.load_onto(directory / EXCLUDE, manifest, kind=EXCLUDE)
+    array = overlay.array
+    return replace(overlay, array=array * _ASKED if array.dtype == bool else array.astype(np.uint8))
 
 
 def _ordinals(path: Path, samples: int, keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ alone takes some 100 bytes a sample. Every row of the source is accounted for he
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,22 +110,26 @@ def finalize(out: Path, build_dir: Path, state: BuildState, progress: Progress) 
         OSError: no space left; the build can be resumed.
     """
     tables = write_tables(build_dir, state, progress)
-    manifest = Manifest(
+    manifest = manifest_of(build_dir, state, tables)
+    manifest = mark_duplicates(build_dir, manifest, DuplicateOptions.of(manifest.options), progress)
+    move_into_place(build_dir, out, tables.shards)
+    write_timm_info(out, manifest)
+    manifest.save(out)
+    remove_build_dir(build_dir)
+    return manifest
+
+
+def manifest_of(build_dir: Path, state: BuildState, tables: Tables, *, bands: bool = True) -> Manifest:
+    """The manifest of a plan's shards, whose index and tables lie in `build_dir`.
+
+    Args:
+        bands: whether the shards were packed by band.
+    """
+    classes = (class_of(state, tables, class_id) for class_id in range(len(state.class_names)))
+    return Manifest(
         seed=state.identity.seed,
         split=state.identity.split,
-        classes=tuple(
-            ClassInfo(
-                class_id=i,
-                name=name,
-                rows=rows,
-                samples=samples,
-                band=band_of(rows),
-                original_id=None if state.original_ids is None else state.original_ids[i],
-            )
-            for i, (name, rows, samples) in enumerate(
-                zip(state.class_names, state.class_rows, tables.class_samples, strict=True)
-            )
-        ),
+        classes=tuple(info if bands else replace(info, band=None) for info in classes),
         shards=tables.shards,
         samples=tables.samples,
         rows=state.rows,
@@ -140,12 +144,19 @@ def finalize(out: Path, build_dir: Path, state: BuildState, progress: Progress) 
         options=state.identity.options,
         codecs=state.identity.codecs,
     )
-    manifest = mark_duplicates(build_dir, manifest, DuplicateOptions.of(manifest.options), progress)
-    move_into_place(build_dir, out, tables.shards)
-    write_timm_info(out, manifest)
-    manifest.save(out)
-    remove_build_dir(build_dir)
-    return manifest
+
+
+def class_of(state: BuildState, tables: Tables, class_id: int) -> ClassInfo:
+    """A class that has no other rows than the plan's."""
+    rows = state.class_rows[class_id]
+    return ClassInfo(
+        class_id=class_id,
+        name=state.class_names[class_id],
+        rows=rows,
+        samples=tables.class_samples[class_id],
+        band=band_of(rows),
+        original_id=None if state.original_ids is None else state.original_ids[class_id],
+    )
 
 
 def unlisted_of(state: BuildState) -> UnlistedInfo | None:

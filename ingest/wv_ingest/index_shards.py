@@ -28,7 +28,7 @@ from wv_ingest.build_state import (
 )
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.errors import BuildMismatchError, NothingReadableError, SourceError
-from wv_ingest.finalize import move_into_place, unlisted_of, write_tables
+from wv_ingest.finalize import manifest_of, move_into_place, write_tables
 from wv_ingest.index_tar import TarIndexer
 from wv_ingest.lookup import Lookup
 from wv_ingest.outcomes import ShardSummary, read_summary
@@ -47,13 +47,9 @@ from wv_shards import (
     MANIFEST_FILE,
     REJECTS_FILE,
     SAMPLES_FILE,
-    ClassInfo,
     Manifest,
-    OriginInfo,
     OutputExistsError,
     ShardInfo,
-    file_checksum,
-    table_checksums,
     temporary_files,
 )
 
@@ -152,8 +148,7 @@ def _complete_before(directory: Path, identity: Identity, started: float) -> Bui
     manifest = Manifest.load(directory)
     if manifest.options.get(IN_PLACE) is not True:
         raise OutputExistsError(f"{directory}: is a data set of wv-toolkit already, there is nothing to index")
-    found = Identity(seed=manifest.seed, split=manifest.split, options=manifest.options, codecs=manifest.codecs)
-    if other := difference(found, identity):
+    if other := difference(Identity.of(manifest), identity):
         raise BuildMismatchError(
             f"{directory}: holds an index with {other}; remove {MANIFEST_FILE}, {INDEX_FILE}, {SAMPLES_FILE}, "
             f"{REJECTS_FILE} and *.idx to index it anew"
@@ -258,28 +253,7 @@ def _finalize(directory: Path, build_dir: Path, state: BuildState, progress: Pro
         counts = ", ".join(f"{reason} {n}" for reason, n in tables.rejects.items())
         raise NothingReadableError(f"{directory}: no sample with an image and a label in it ({counts})")
     _refuse_other_indexes(directory, build_dir, tables.shards)
-    manifest = Manifest(
-        seed=state.identity.seed,
-        split=state.identity.split,
-        classes=tuple(
-            ClassInfo(class_id=i, name=name, rows=rows, samples=samples, band=None)
-            for i, (name, rows, samples) in enumerate(
-                zip(state.class_names, state.class_rows, tables.class_samples, strict=True)
-            )
-        ),
-        shards=tables.shards,
-        samples=tables.samples,
-        rows=state.rows,
-        rejects=tables.rejects,
-        sources={
-            name: OriginInfo(rows=rows, samples=tables.origin_samples[name]) for name, rows in state.origin_rows.items()
-        },
-        unlisted=unlisted_of(state),
-        index_checksum=file_checksum(build_dir / INDEX_FILE),
-        tables=table_checksums(build_dir),
-        options=state.identity.options,
-        codecs=state.identity.codecs,
-    )
+    manifest = manifest_of(build_dir, state, tables, bands=False)
     move_into_place(build_dir, directory, tables.shards)
     manifest.save(directory)
     remove_build_dir(build_dir)

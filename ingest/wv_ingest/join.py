@@ -28,7 +28,7 @@ from wv_ingest.errors import BuildMismatchError, PartsError
 from wv_ingest.finalize import finalize
 from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import BYTES_READ, ROWS, WORKERS_LOCK_FILE, outcomes_path
-from wv_ingest.parts import PLAN_FILES, Part, PartNote, read_note
+from wv_ingest.parts import PLAN_FILES, Part, PartNote, read_note, start_again
 from wv_ingest.plan import PlannedShard
 from wv_ingest.pool import COUNTERS
 from wv_ingest.progress import Progress
@@ -123,8 +123,8 @@ def _complete_part(folder: Path) -> _CompletePart:
     if (folder / MANIFEST_FILE).is_file():
         raise PartsError(f"{folder}: is a finished data set, expected a part (`wv-ingest build-shards … --part`)")
     note = read_note(build_dir)
-    if note is not None and (wrong := note.file(PLAN_FILE).damage(build_dir / PLAN_FILE, lambda: None)):
-        raise PartsError(f"{wrong}: copy the part again, or remove {build_dir} and build it again")
+    if note is not None and (wrong := note.file(PLAN_FILE).damage(build_dir / PLAN_FILE)):
+        raise PartsError(f"{wrong}: {start_again(build_dir)}")
     state = read_state(build_dir)
     if state is None or state.part is None:
         raise PartsError(f"{folder}: is no part of a build; expected the OUT of `wv-ingest build-shards … --part`")
@@ -176,7 +176,7 @@ def _check_files(parts: Sequence[_CompletePart], progress: Progress) -> None:
 
 def _damage(part: _CompletePart, name: str, *, whole: bool = True) -> list[str]:
     noted, path = part.note.file(name), part.build_dir / name
-    wrong = noted.damage(path, lambda: None) if whole else noted.cut_off(path)
+    wrong = noted.damage(path) if whole else noted.cut_off(path)
     return [] if wrong is None else [wrong]
 
 

@@ -7,7 +7,7 @@ which says what its files are. `join` makes a data set of complete parts.
 import heapq
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -78,11 +78,11 @@ class NotedFile:
     checksum: str
     """xxh3_128."""
 
-    def damage(self, path: Path, tick: Callable[[], None]) -> str | None:
+    def damage(self, path: Path) -> str | None:
         """What is wrong with the file at `path`, which is read; None: nothing."""
         if wrong := self.cut_off(path):
             return wrong
-        found = file_checksum(path, lambda _: tick())
+        found = file_checksum(path)
         return None if found == self.checksum else f"{path}: checksum {found}, {PART_FILE} says {self.checksum}"
 
     def cut_off(self, path: Path) -> str | None:
@@ -111,7 +111,7 @@ class PartNote:
             PartsError: nothing.
         """
         if name not in self.files:
-            raise PartsError(f"{self.path}: says nothing of {name}; {_start_again(self.path.parent)}")
+            raise PartsError(f"{self.path}: says nothing of {name}; {start_again(self.path.parent)}")
         return self.files[name]
 
 
@@ -152,7 +152,7 @@ def read_note(build_dir: Path) -> PartNote | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PartsError(f"{path}: is damaged ({error!r}); {_start_again(build_dir)}") from error
+        raise PartsError(f"{path}: is damaged ({error!r}); {start_again(build_dir)}") from error
 
 
 def forget_damaged(build_dir: Path, part: Part, state: BuildState, progress: Progress) -> None:
@@ -166,16 +166,17 @@ def forget_damaged(build_dir: Path, part: Part, state: BuildState, progress: Pro
         return
     progress.note("the part is complete; comparing its files with their checksums")
     for name in PLAN_FILES:
-        if name in note.files and (wrong := note.files[name].damage(build_dir / name, lambda: None)):
-            raise PartsError(f"{wrong}: {_start_again(build_dir)}")
+        if name in note.files and (wrong := note.files[name].damage(build_dir / name)):
+            raise PartsError(f"{wrong}: {start_again(build_dir)}")
     for shard in part.share(state.shards):
         for suffix in _SHARD_SUFFIXES:
             name = f"{shard.name}{suffix}"
-            if name in note.files and (wrong := note.files[name].damage(build_dir / name, lambda: None)):
+            if name in note.files and (wrong := note.files[name].damage(build_dir / name)):
                 progress.warn(f"{wrong}; the shard is packed again")
                 outcomes_path(build_dir, shard).unlink(missing_ok=True)
                 break
 
 
-def _start_again(build_dir: Path) -> str:
+def start_again(build_dir: Path) -> str:
+    """What to do where notes are damaged."""
     return f"copy the part again, or remove {build_dir} and build it again"

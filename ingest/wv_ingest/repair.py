@@ -12,7 +12,7 @@ SHARDS/.repair and renamed when it is whole, so a kill loses nothing; what can't
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,13 @@ def _pack_again(
     progress: Progress,
 ) -> Iterator[tuple[str, bool]]:
     """Of each shard what was done, and whether it is mended."""
-    build_options = options_of(directory, manifest, workers=options.workers)
-    named = replace(build_options.source, path_column=options.path_column, label_column=options.label_column)
-    build_options = replace(build_options, source=named)
+    build_options = options_of(
+        directory,
+        manifest,
+        path_column=options.path_column,
+        label_column=options.label_column,
+        workers=options.workers,
+    )
     source = read_again(directory, manifest, source_path, build_options, progress)
     samples = _samples(directory, damaged)
     pool: WorkerPool[Any, Any] = WorkerPool(

@@ -25,8 +25,10 @@ _OF_THE_SOURCE = ("source_rows", "source_streams", "classes", APPENDED, MERGED, 
 """Options that say which rows there were, or which samples are shown, not what was packed."""
 
 
-def options_of(directory: Path, manifest: Manifest, **given: Any) -> BuildOptions:
-    """The options that the shards were built with; `given` are those that decide no byte.
+def options_of(
+    directory: Path, manifest: Manifest, *, path_column: str, label_column: str, **given: Any
+) -> BuildOptions:
+    """The options that the shards were built with; the columns of a list and `given` are those that decide no byte.
 
     Raises:
         BuildMismatchError: the manifest does not name them all, or the codecs here are others.
@@ -55,6 +57,8 @@ def options_of(directory: Path, manifest: Manifest, **given: Any) -> BuildOption
             source=SourceOptions(
                 split=manifest.split,  # type: ignore[arg-type]  # was one of them when it was built
                 source_format=said["source_format"],
+                path_column=path_column,
+                label_column=label_column,
                 only=said.get("only", "all"),
                 label_key=said.get("label_key"),
             ),
@@ -103,8 +107,8 @@ def read_again(
     source = _aligned(read_source(source_path, source_options, tars), directory, manifest)
     for text in source.warnings:
         progress.warn(text)
-    was = Identity(seed=manifest.seed, split=manifest.split, options=_without(manifest.options), codecs={})
-    now = replace(was, options=_without(options.deciding(source)))
+    was = Identity.of(manifest)
+    was, now = (replace(was, options=_without(said)) for said in (was.options, options.deciding(source)))
     if other := difference(was, now):
         raise BuildMismatchError(
             f"{directory}: was built with {other}; build the new images into a folder of their own"
