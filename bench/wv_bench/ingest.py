@@ -30,7 +30,8 @@ import xxhash
 from PIL import Image
 
 from wv_bench.measure import interleave, machine, report
-from wv_ingest.build import BuildOptions, build
+from wv_ingest.build import build
+from wv_ingest.build_options import BuildOptions
 from wv_ingest.check import Accepted, CheckOptions, check_image, codecs
 from wv_ingest.progress import Progress
 from wv_ingest.sources import SourceOptions

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wv_bench.measure import machine
-from wv_ingest.build import BuildOptions
+from wv_ingest.build_options import BuildOptions
 from wv_ingest.build_state import Identity, save_state
 from wv_ingest.check import codecs
 from wv_ingest.keys import key_of

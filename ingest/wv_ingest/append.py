@@ -25,19 +25,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, cut, pack_shards, packer
+from wv_ingest.build_options import DEFAULT_REJECT_FRACTION, BuildOptions
 from wv_ingest.build_state import (
     APPENDED,
     PLAN_FILE,
     BuildState,
     Identity,
-    folder_lock,
     load_state,
     read_state,
     remove_build_dir,
     save_state,
     tars_of,
-    unlock_orphans,
 )
 from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, refuse_damaged_tables, row_groups
@@ -46,12 +44,14 @@ from wv_ingest.errors import BuildMismatchError, SourceError
 from wv_ingest.exclude import excluded_rows, refuse_lost
 from wv_ingest.finalize import Tables, class_of, unlisted_of, write_tables
 from wv_ingest.growth import Growth, NewRows, growth_of
+from wv_ingest.locks import folder_lock, unlock_orphans
 from wv_ingest.lookup import Lookup, look_up
 from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.plan import order_rows
 from wv_ingest.pool import WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.reuse import options_of, read_again
+from wv_ingest.shard_jobs import cut, pack_shards, packer
 from wv_ingest.sources import Source
 from wv_shards import (
     APPEND_DIR,

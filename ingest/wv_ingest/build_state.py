@@ -1,18 +1,13 @@
-"""What an unfinished build remembers in OUT/.build, and who may work on it.
+"""What an unfinished build remembers in OUT/.build. `locks` says who may work on it.
 
 `plan.json` is written last: it says what is being built (the identity), the shards, and the counts. It is the
 only thing that a resumed build believes; without it the build starts anew.
 """
 
-import errno
-import fcntl
 import json
-import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +21,7 @@ import xxhash
 from wv_ingest.check import Reason
 from wv_ingest.errors import BuildMismatchError
 from wv_ingest.keys import text_of
+from wv_ingest.locks import LOCK_FILE
 from wv_ingest.lookup import Lookup
 from wv_ingest.outcomes import OutcomeRows
 from wv_ingest.pack import PLAN_ROWS_FILE, WORKERS_LOCK_FILE
@@ -33,12 +29,8 @@ from wv_ingest.plan import PlannedShard, RowOrder
 from wv_ingest.sources import Source
 from wv_ingest.tars import PLACE_DTYPE
 from wv_shards import (
-    BUILD_DIR,
-    MANIFEST_FILE,
     REJECTS_SCHEMA,
-    UNFINISHED,
     Manifest,
-    OutputExistsError,
     atomic_file,
     fsync_directory,
     write_atomic,
@@ -47,7 +39,6 @@ from wv_shards import (
 PLAN_FILE = "plan.json"
 FILTERED_FILE = "filtered.arrow"
 REPEATED_FILE = "repeated.outcomes"
-LOCK_FILE = "lock"
 SPOOL_DIR = "spool"
 """Where streams of a WebDataset source are spooled; an unfinished build keeps it, whatever its plan."""
 APPENDED = "appended"
@@ -55,7 +46,6 @@ APPENDED = "appended"
 MERGED = "merged"
 """Key of the manifest's options: of each data set that was merged the digest, and the options in which they differ."""
 _CHUNK_ROWS = 1 << 16
-_ORPHAN_SECONDS = 20.0
 
 _NOT_OF_THE_PLAN = ("part", "tars")
 """Fields of BuildState that may differ between machines which build parts of one data set."""
@@ -146,91 +136,6 @@ def difference(found: Identity, wanted: Identity) -> str | None:
     if name == APPENDED:
         return "images that were appended since (`wv-ingest append`)"
     return f"{name} {found.by_name().get(name)}, now it is {wanted.by_name().get(name)}"
-
-
-def existing(out: Path) -> bool:
-    """Whether `out` holds a build, finished or not.
-
-    Raises:
-        OutputExistsError: it holds something else.
-    """
-    if not out.exists():
-        if out.is_symlink():
-            raise OutputExistsError(
-                f"{out}: is a link that leads nowhere; make the folder it names, or remove the link"
-            )
-        return False
-    if not out.is_dir():
-        raise OutputExistsError(f"{out}: is a file, expected a folder that is empty or does not exist")
-    if (out / MANIFEST_FILE).is_file() or (out / BUILD_DIR).is_dir():
-        return True
-    for folder, command in UNFINISHED.items():
-        if (out / folder).is_dir():
-            raise OutputExistsError(f"{out}: `wv-ingest {command}` has not been finished there; run it again first")
-    if any(out.iterdir()):
-        raise OutputExistsError(f"{out}: holds something else than shards; choose an empty or a new folder")
-    return False
-
-
-@contextmanager
-def build_lock(out: Path) -> Iterator[Path | None]:
-    """Own OUT/.build, made if need be; None if `out` holds a finished data set.
-
-    Raises:
-        OutputExistsError: `out` holds something else, or another build is at work.
-    """
-    if existing(out) and (out / MANIFEST_FILE).is_file():
-        yield None
-        return
-    build_dir = out / BUILD_DIR
-    try:
-        build_dir.mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise OutputExistsError(f"{out}: can't be made, what is above it is no folder; choose another place") from error
-    lock = os.open(build_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        if not _locked(lock):
-            raise OutputExistsError(f"{out}: another build is at work in it; wait for it or choose another folder")
-        if (out / MANIFEST_FILE).is_file():  # the other one finished between our two looks
-            yield None
-        else:
-            yield build_dir
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[Path]:
-    """Own a folder for the notes of a long command, made if need be.
-
-    Raises:
-        OutputExistsError: another command is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        if not _locked(lock):
-            raise OutputExistsError(f"{folder.parent}: another command is at work in {folder.name}; wait for it")
-        yield folder
-    finally:
-        os.close(lock)
-
-
-def unlock_orphans(build_dir: Path) -> None:
-    """Wait until no worker of an earlier, killed build writes here any more; they end by themselves within moments.
-
-    Raises:
-        OutputExistsError: one is still there after some time.
-    """
-    lock = os.open(build_dir / WORKERS_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _ORPHAN_SECONDS
-        while not _locked(lock):
-            if time.monotonic() > deadline:
-                raise OutputExistsError(f"{build_dir.parent}: a worker of an earlier build is still at work; end it")
-            time.sleep(0.05)
-    finally:
-        os.close(lock)
 
 
 def read_state(build_dir: Path) -> BuildState | None:
@@ -416,14 +321,3 @@ def _first_labels(rows: pa.Table, order: RowOrder) -> dict[bytes, int]:
     for path, label in zip(*(column.to_pylist() for column in found.columns), strict=True):
         labels.setdefault(path, label)
     return labels
-
-
-def _locked(descriptor: int) -> bool:
-    """Take the lock if it is free."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
-    return True

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from wv_ingest.build import DEFAULT_REJECT_FRACTION, BuildOptions, build, build_part, plan_only
+from wv_ingest.build import build, build_part, plan_only
+from wv_ingest.build_options import DEFAULT_REJECT_FRACTION, BuildOptions
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.cli_duplicates import duplicate_options, duplicates_command
 from wv_ingest.cli_errors import one_line_errors, stoppable

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wv_ingest.build import DEFAULT_REJECT_FRACTION
+from wv_ingest.build_options import DEFAULT_REJECT_FRACTION
 from wv_ingest.cli_errors import one_line_errors, stoppable
 from wv_ingest.join import join
 from wv_ingest.report_html import add_report

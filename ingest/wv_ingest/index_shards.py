@@ -15,21 +15,12 @@ from typing import Any
 import numpy as np
 
 from wv_ingest.build import BuildResult
-from wv_ingest.build_state import (
-    BuildState,
-    Identity,
-    difference,
-    folder_lock,
-    load_state,
-    read_state,
-    remove_build_dir,
-    save_state,
-    unlock_orphans,
-)
+from wv_ingest.build_state import BuildState, Identity, difference, load_state, read_state, remove_build_dir, save_state
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.errors import BuildMismatchError, NothingReadableError, SourceError
 from wv_ingest.finalize import manifest_of, move_into_place, write_tables
 from wv_ingest.index_tar import TarIndexer
+from wv_ingest.locks import folder_lock, unlock_orphans
 from wv_ingest.lookup import Lookup
 from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import outcomes_path

@@ -11,27 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wv_ingest.build import BuildResult, check_rejects, complete_before, finished
-from wv_ingest.build_state import (
-    LOCK_FILE,
-    PLAN_FILE,
-    BuildState,
-    build_lock,
-    differing,
-    existing,
-    read_state,
-    unlock_orphans,
-    write_state,
-)
+from wv_ingest.build import BuildResult, complete_before
+from wv_ingest.build_state import PLAN_FILE, BuildState, differing, read_state, write_state
 from wv_ingest.check import Reason
 from wv_ingest.errors import BuildMismatchError, PartsError
 from wv_ingest.finalize import finalize
+from wv_ingest.locks import LOCK_FILE, build_lock, existing, unlock_orphans
 from wv_ingest.outcomes import ShardSummary, read_summary
 from wv_ingest.pack import BYTES_READ, ROWS, WORKERS_LOCK_FILE, outcomes_path
 from wv_ingest.parts import PLAN_FILES, Part, PartNote, read_note, start_again
 from wv_ingest.plan import PlannedShard
 from wv_ingest.pool import COUNTERS
 from wv_ingest.progress import Progress
+from wv_ingest.shard_jobs import check_rejects, finished
 from wv_ingest.transfer import ChangedFileError, bring
 from wv_shards import BUILD_DIR, MANIFEST_FILE, PART_FILE, fsync_directory, write_atomic
 

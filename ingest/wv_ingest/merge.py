@@ -16,12 +16,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from wv_ingest.build_state import MERGED, folder_lock, remove_build_dir
+from wv_ingest.build_state import MERGED, remove_build_dir
 from wv_ingest.check import Reason
 from wv_ingest.concatenate import join_indexes, join_rejects, join_samples, refuse_damaged_tables, row_groups
 from wv_ingest.duplicates import DuplicateOptions
 from wv_ingest.errors import MergeError
 from wv_ingest.exclude import excluded_rows, refuse_lost
+from wv_ingest.locks import folder_exists, folder_lock
 from wv_ingest.mark_duplicates import MARK_FILES, mark_duplicates
 from wv_ingest.plan import next_number
 from wv_ingest.progress import Progress
@@ -106,12 +107,8 @@ def merge(out: Path, folders: Sequence[Path], progress: Progress) -> Manifest:
 
 def _complete(out: Path, digests: list[str]) -> bool:
     """Whether `out` is the finished merge of these sets; else it is empty, or an unfinished merge."""
-    if not out.exists():
-        if out.is_symlink():
-            raise OutputExistsError(f"{out}: is a link that leads nowhere; make the folder that it names, or remove it")
+    if not folder_exists(out):
         return False
-    if not out.is_dir():
-        raise OutputExistsError(f"{out}: is a file, expected a folder that is empty or does not exist")
     if (out / MANIFEST_FILE).is_file():
         merged = Manifest.load(out).options.get(MERGED, [])
         if [part["digest"] for part in merged] != digests:

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
-from wv_ingest.build import packer
-from wv_ingest.build_state import folder_lock, remove_build_dir, unlock_orphans
+from wv_ingest.build_state import remove_build_dir
 from wv_ingest.concatenate import row_groups
+from wv_ingest.locks import folder_lock, unlock_orphans
 from wv_ingest.lookup import look_up
 from wv_ingest.mark_duplicates import MARK_FILES
 from wv_ingest.outcomes import read_outcomes
@@ -33,6 +33,7 @@ from wv_ingest.plan import PlannedShard
 from wv_ingest.pool import WorkerPool
 from wv_ingest.progress import Progress
 from wv_ingest.reuse import options_of, read_again
+from wv_ingest.shard_jobs import packer
 from wv_ingest.sources import METADATA_COLUMNS, Source
 from wv_ingest.tars import PLACE_DTYPE
 from wv_shards import (

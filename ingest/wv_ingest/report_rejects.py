@@ -11,12 +11,15 @@ _WORST_CLASSES = 15
 _PICTURES = 3
 """Of a reason: a row."""
 
-_MEANING = {
+MEANING = {
     Reason.REPEATED_ROW: "the same path stands in the source before; the first row counts",
     Reason.FILTERED: "not asked for: another source, another class",
     Reason.BAD_ROW: "a line of the lists without a label that is a class, or with a path out of the source",
     Reason.MISSING: "no such file, and no such member of a tar",
     Reason.UNREADABLE: "there, but can't be read",
+    Reason.NO_IMAGE: "a sample of a WebDataset tar without an image",
+    Reason.NO_LABEL: "a sample of a WebDataset tar that says nothing of its class",
+    Reason.BAD_LABEL: "a sample of a WebDataset tar whose label is no class",
     Reason.EMPTY: "no bytes",
     Reason.TOO_MANY_BYTES: "larger than --max-bytes",
     Reason.NOT_AN_IMAGE: "does not begin like any known image format",
@@ -24,6 +27,7 @@ _MEANING = {
     Reason.BAD_HEADER: "begins like an image, what follows is none",
     Reason.TOO_SMALL: "a side is shorter than --min-side",
     Reason.TOO_LARGE: "a side or the number of pixels is above the limits",
+    Reason.EXTREME_ASPECT: "longer for its height, or higher for its length, than --max-aspect",
     Reason.TRUNCATED: "the file ends before the image does",
     Reason.UNDECODABLE: "does not decode",
     Reason.UNSUPPORTED_PIXELS: "decodes to pixels that have no 8-bit RGB",
@@ -31,6 +35,7 @@ _MEANING = {
     Reason.DECODER_CPU_LIMIT: "its decoder took longer than --max-cpu-s, twice",
     Reason.DECODER_MEMORY_LIMIT: "its decoder wanted more than --max-memory-mb, twice",
 }
+"""What a reason means to a person."""
 
 
 def rejects(stats: dict[str, Any], examples: Mapping[str, RejectExamples], pictures: Mapping[str, bytes]) -> str:
@@ -49,7 +54,7 @@ def rejects(stats: dict[str, Any], examples: Mapping[str, RejectExamples], pictu
         ]
         of_rows = f'<span class="soft">{share(number, stats["rows"])} of the rows</span>'
         head = f"<h3>{plain(reason)}: {count(number)} {of_rows}</h3>"
-        body = [f'<div class="soft">{plain(_MEANING.get(reason, ""))}</div>']
+        body = [f'<div class="soft">{plain(MEANING.get(reason, ""))}</div>']
         body += [f'<div class="codes">{codes}{more}</div>'] if codes else []
         shown = [picture(pictures[e.path], e.path, e.path) for e in known.examples if e.path in pictures]
         body += [f'<div class="row">{"".join(shown[:_PICTURES])}</div>'] if shown else []
@@ -59,9 +64,9 @@ def rejects(stats: dict[str, Any], examples: Mapping[str, RejectExamples], pictu
 
 
 def _line(stats: dict[str, Any], path: str, class_id: int, detail: str) -> str:
-    """One row that was not packed; its class may be one that was left out."""
+    """One row that was not packed; it may have no class."""
     known = 0 <= class_id < len(stats["classes"])
-    label = foreign(short(stats["classes"][class_id]["name"])) if known else "another class"
+    label = foreign(short(stats["classes"][class_id]["name"])) if known else "no class"
     return f'<li>{mono(path)} <span class="soft">{label}{f", {plain(detail)}" if detail else ""}</span></li>'
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from wv_ingest.build import BuildOptions
+from wv_ingest.build_options import BuildOptions
 from wv_ingest.build_state import APPENDED, MERGED, Identity, difference
 from wv_ingest.check import CheckOptions, codecs
 from wv_ingest.duplicates import DuplicateOptions

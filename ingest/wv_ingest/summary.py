@@ -13,7 +13,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from wv_ingest.build import BuildOptions, BuildResult, DryRun, PartResult
+from wv_ingest.build import BuildResult, DryRun, PartResult
+from wv_ingest.build_options import BuildOptions
 from wv_ingest.counts import class_figures
 from wv_ingest.duplicates import Conflict
 from wv_ingest.mark_duplicates import Marked

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wv_ingest.build import BuildOptions, BuildResult, PartResult, build, build_part
+from wv_ingest.build import BuildResult, PartResult, build, build_part
+from wv_ingest.build_options import BuildOptions
 from wv_ingest.check import CheckOptions
 from wv_ingest.errors import BuildError
 from wv_ingest.progress import Progress

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wv_ingest.build import BuildOptions, BuildResult
+from wv_ingest.build import BuildResult
+from wv_ingest.build_options import BuildOptions
 from wv_ingest.duplicates import Conflict, DuplicateOptions, Hashes, find_duplicates
 from wv_ingest.errors import BuildMismatchError
 from wv_ingest.exclude import exclude_keys

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from wv_ingest.build import BuildOptions, BuildResult
+from wv_ingest.build import BuildResult
+from wv_ingest.build_options import BuildOptions
 from wv_ingest.errors import BuildError, BuildMismatchError, SourceError
 from wv_ingest.keys import key_of
 from wv_ingest.sources import SourceOptions, read_source

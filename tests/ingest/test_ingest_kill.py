@@ -212,7 +212,7 @@ def test_a_build_waits_for_the_last_worker_of_a_killed_one(
     """A worker that still writes would spoil a shard that is packed anew."""
     out = tmp_path / "out"
     leave_unfinished(webvision, out)
-    monkeypatch.setattr("wv_ingest.build_state._ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr("wv_ingest.locks._ORPHAN_SECONDS", 0.2)
     with open(out / BUILD_DIR / "workers.lock", "rb") as orphan:
         fcntl.flock(orphan, fcntl.LOCK_SH)
         with pytest.raises(OutputExistsError, match="a worker of an earlier build is still at work"):

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from wv_ingest.build import BuildResult
+from wv_ingest.check import Reason
 from wv_ingest.cli import main
 from wv_ingest.progress import Progress
 from wv_ingest.report_copies import COPIES, GROUPS
@@ -26,6 +27,7 @@ from wv_ingest.report_examples import EXAMPLES
 from wv_ingest.report_html import add_report
 from wv_ingest.report_parts import plain, share
 from wv_ingest.report_pictures import rejected_thumbnails
+from wv_ingest.report_rejects import MEANING
 from wv_shards import DUPLICATES_FILE, DUPLICATES_SCHEMA, SAMPLES_FILE, Dataset, Manifest, Overlay, verify
 
 Build = Callable[..., BuildResult]
@@ -471,3 +473,7 @@ def test_a_rejected_path_that_leads_out_of_the_source_is_not_opened(
         place.write_bytes(encode(1))
     wanted = ["inside.jpg", "../secret.jpg", str(tmp_path / "secret.jpg")]
     assert set(rejected_thumbnails(source, wanted)) == {"inside.jpg"}
+
+
+def test_every_reason_is_explained() -> None:
+    assert set(MEANING) == set(Reason)
