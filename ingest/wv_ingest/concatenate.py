@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from wv_shards import (
     DUPLICATES_FILE,
     REJECTS_SCHEMA,
+    TABLE_COMPRESSION,
+    TABLE_GROUP_ROWS,
     CorruptDataError,
     IndexArray,
     Manifest,
@@ -24,10 +26,7 @@ from wv_shards import (
     write_index,
 )
 
-_GROUP_ROWS = 1 << 17
-"""Rows of a Parquet row group, at least."""
 _INDEX_ROWS = 1 << 20
-_COMPRESSION = "zstd"
 
 
 def join_indexes(path: Path, parts: Sequence[tuple[Path, int]]) -> None:
@@ -54,7 +53,7 @@ def join_samples(path: Path, parts: Sequence[Path]) -> int:
     """
     schema = pa.unify_schemas([_schema(part) for part in parts])
     rows = 0
-    with atomic_file(path) as file, pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
+    with atomic_file(path) as file, pq.ParquetWriter(file, schema, compression=TABLE_COMPRESSION) as writer:
         for table in _grouped(_padded(group, schema) for part in parts for group in row_groups(part)):
             writer.write_table(table)
             rows += table.num_rows
@@ -68,7 +67,7 @@ def join_rejects(path: Path, parts: Sequence[tuple[Path, NDArray[np.bool_] | Non
         CorruptDataError: a part can't be read, or is not as long as its mask.
     """
     reasons: dict[str, int] = {}
-    with atomic_file(path) as file, pq.ParquetWriter(file, REJECTS_SCHEMA, compression=_COMPRESSION) as writer:
+    with atomic_file(path) as file, pq.ParquetWriter(file, REJECTS_SCHEMA, compression=TABLE_COMPRESSION) as writer:
         for table in _grouped(_masked(parts)):
             writer.write_table(table)
             for counted in pc.value_counts(table.column("reason")).to_pylist():
@@ -135,12 +134,12 @@ def _padded(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _grouped(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of _GROUP_ROWS or more, but for the last."""
+    """The same rows in tables of TABLE_GROUP_ROWS or more, but for the last."""
     group: list[pa.Table] = []
     for part in parts:
         if part.num_rows:
             group.append(part)
-        if sum(table.num_rows for table in group) >= _GROUP_ROWS:
+        if sum(table.num_rows for table in group) >= TABLE_GROUP_ROWS:
             yield pa.concat_tables(group).combine_chunks()
             group = []
     if group:

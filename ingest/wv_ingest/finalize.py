@@ -29,6 +29,8 @@ from wv_shards import (
     REJECTS_SCHEMA,
     SAMPLES_FILE,
     SAMPLES_SCHEMA,
+    TABLE_COMPRESSION,
+    TABLE_GROUP_ROWS,
     ClassInfo,
     IndexArray,
     Manifest,
@@ -43,10 +45,6 @@ from wv_shards import (
     write_index,
     write_timm_info,
 )
-
-_GROUP_ROWS = 1 << 17
-"""Rows of a Parquet row group, at least."""
-_COMPRESSION = "zstd"
 
 
 class _Account:
@@ -200,7 +198,7 @@ def _gather(build_dir: Path, state: BuildState, account: _Account) -> Iterator[I
     schema = pa.schema([*SAMPLES_SCHEMA, *METADATA_SCHEMA]) if state.metadata else SAMPLES_SCHEMA
     with (
         atomic_file(build_dir / SAMPLES_FILE) as file,
-        pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer,
+        pq.ParquetWriter(file, schema, compression=TABLE_COMPRESSION) as writer,
     ):
         group: list[pa.Table] = []
         for shard in state.shards:
@@ -209,7 +207,7 @@ def _gather(build_dir: Path, state: BuildState, account: _Account) -> Iterator[I
             samples = packed(outcomes)
             account.add(outcomes, samples)
             group.append(samples.select(schema.names).replace_schema_metadata())
-            if sum(part.num_rows for part in group) >= _GROUP_ROWS:
+            if sum(part.num_rows for part in group) >= TABLE_GROUP_ROWS:
                 writer.write_table(pa.concat_tables(group).combine_chunks())
                 group = []
             yield records_of(samples)
@@ -220,10 +218,10 @@ def _gather(build_dir: Path, state: BuildState, account: _Account) -> Iterator[I
 def _write_table(path: Path, parts: Iterator[pa.Table]) -> int:
     """Write the table of rejects part by part; returns its rows."""
     rows = 0
-    with atomic_file(path) as file, pq.ParquetWriter(file, REJECTS_SCHEMA, compression=_COMPRESSION) as writer:
+    with atomic_file(path) as file, pq.ParquetWriter(file, REJECTS_SCHEMA, compression=TABLE_COMPRESSION) as writer:
         for part in parts:
             if part.num_rows:
-                writer.write_table(part.combine_chunks(), row_group_size=_GROUP_ROWS)
+                writer.write_table(part.combine_chunks(), row_group_size=TABLE_GROUP_ROWS)
                 rows += part.num_rows
     return rows
 

@@ -23,6 +23,7 @@ from wv_shards import (
     EXCLUDE_ASKED,
     EXCLUDE_DUPLICATE,
     SAMPLES_FILE,
+    TABLE_COMPRESSION,
     CorruptDataError,
     DuplicatesInfo,
     Manifest,
@@ -187,4 +188,4 @@ def _write_table(path: Path, found: Duplicates) -> None:
         "excluded": found.excluded,
     }
     with atomic_file(path) as file:
-        pq.write_table(pa.table(columns, schema=DUPLICATES_SCHEMA), file, compression="zstd")
+        pq.write_table(pa.table(columns, schema=DUPLICATES_SCHEMA), file, compression=TABLE_COMPRESSION)

@@ -44,6 +44,8 @@ from wv_shards.tables import (
     REJECTS_SCHEMA,
     SAMPLES_FILE,
     SAMPLES_SCHEMA,
+    TABLE_COMPRESSION,
+    TABLE_GROUP_ROWS,
     damaged_tables,
     table_checksums,
 )
@@ -73,6 +75,8 @@ __all__ = [
     "REJECTS_SCHEMA",
     "SAMPLES_FILE",
     "SAMPLES_SCHEMA",
+    "TABLE_COMPRESSION",
+    "TABLE_GROUP_ROWS",
     "TIMM_INFO_FILE",
     "UNFINISHED",
     "ClassInfo",

@@ -9,6 +9,10 @@ import pyarrow as pa
 
 from wv_shards.hashing import file_checksum
 
+TABLE_GROUP_ROWS = 1 << 17
+"""Rows of a row group, at least: what a reader holds of a table at a time."""
+TABLE_COMPRESSION = "zstd"
+
 SAMPLES_FILE = "samples.parquet"
 REJECTS_FILE = "rejects.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
