@@ -246,7 +246,8 @@ def test_dali_reads_foreign_tars_by_our_index(tmp_path: Path, encode: Draw) -> N
     @pipeline_def(batch_size=2, num_threads=1, device_id=None)
     def read() -> object:
         paths = [str(tmp_path / "x.tar")]
-        return fn.readers.webdataset(paths=paths, index_paths=[str(tmp_path / "x.idx")], ext=["jpg", "cls"])
+        read = fn.readers.webdataset(paths=paths, index_paths=[str(tmp_path / "x.idx")], ext=["jpg", "cls"])
+        return tuple(read)  # DALI refuses a list of outputs
 
     pipeline = read()
     pipeline.build()

@@ -20,9 +20,10 @@ def test_dali_reads_the_shards_by_their_idx(small_dataset: Path) -> None:
     @pipeline_def(batch_size=len(images), num_threads=1, device_id=None)
     def read() -> object:
         indexes = [tar.removesuffix("tar") + "idx" for tar in tars]
-        return fn.readers.webdataset(
+        read = fn.readers.webdataset(
             paths=tars, index_paths=indexes, ext=["jpg", "cls"], missing_component_behavior="error"
         )
+        return tuple(read)  # DALI refuses a list of outputs
 
     pipeline = read()
     pipeline.build()
