@@ -148,9 +148,7 @@ def _whose(python: Path) -> str:
     return "of --peer-python"
 
 
-def _contestants(
-    shards: Path, inputs: Inputs, setup: dict[str, Any], python: Path, work: Path
-) -> list[Contestant]:
+def _contestants(shards: Path, inputs: Inputs, setup: dict[str, Any], python: Path, work: Path) -> list[Contestant]:
     """Everybody: ours, ceilings, the reading rate, peers."""
     images = {"folder": str(inputs.folder), "tars": [str(tar) for tar in inputs.tars], "samples": inputs.samples}
 
@@ -161,7 +159,13 @@ def _contestants(
             dtype="" if kind == "reading" else "uint8",
             command=(sys.executable, "-m", "wv_bench.loader_ours"),
             setup={
-                **setup, **images, "work": "", "dtype": "uint8", "shards": str(shards), "what": what, "engine": engine,
+                **setup,
+                **images,
+                "work": "",
+                "dtype": "uint8",
+                "shards": str(shards),
+                "what": what,
+                "engine": engine,
             },  # fmt: skip
             environment=dict(os.environ),
             engine=engine,

@@ -1,8 +1,8 @@
 """Our side of `wv-bench loader`, as a process that speaks the peers' protocol: the loader, and the loops that bound it.
 
-    loader    batches of wv_loader, from the shards
-    decode    nothing but an engine's decoding and resizing, on threads, of files that lie in memory: the ceiling
-    read      nothing but `pread` of all samples, on threads
+loader    batches of wv_loader, from the shards
+decode    nothing but an engine's decoding and resizing, on threads, of files that lie in memory: the ceiling
+read      nothing but `pread` of all samples, on threads
 """
 
 import json

@@ -39,7 +39,14 @@ def _pipeline(setup: Setup) -> Any:
 
 def open_loader(setup: Setup) -> Epoch:
     """As many threads as cores, and a queue of two batches (DALI's default)."""
-    pipeline = _pipeline(setup, batch_size=setup.batch_size, num_threads=setup.workers, device_id=None, seed=1, prefetch_queue_depth=_QUEUE)
+    pipeline = _pipeline(
+        setup,
+        batch_size=setup.batch_size,
+        num_threads=setup.workers,
+        device_id=None,
+        seed=1,
+        prefetch_queue_depth=_QUEUE,
+    )
     loader = DALIGenericIterator([pipeline], ["images", "label"])  # without size: it never stops
 
     def epoch(number: int) -> Iterator[int]:
