@@ -6,6 +6,11 @@ python=$1/bin/python
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 cd "$(dirname "$0")/.."
+# A kernel of older source must not stay where the new one does not build.
+kernel=$(ls loader/wv_loader/_turbo*.so 2>/dev/null || true)
+if [ -n "$kernel" ] && [ loader/wv_loader/_turbo.c -nt "$kernel" ]; then
+    rm -rf "$kernel" build/lib.*/wv_loader/_turbo*
+fi
 "$python" setup.py -q build_ext --inplace >"$log" 2>&1 || true
 if "$python" -c 'import wv_loader._turbo' 2>/dev/null; then
     "$python" -c 'from wv_loader.engine import make_engine; print("decode engine: turbo,", make_engine("turbo").description)'
