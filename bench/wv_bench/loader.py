@@ -22,7 +22,7 @@ from wv_bench.loader_peers import PEERS, environment, pillow_of
 from wv_bench.loader_report import document, print_table
 from wv_bench.loader_run import Contestant, measure
 from wv_bench.measure import machine
-from wv_loader.loader import ENGINES
+from wv_loader import ENGINES
 from wv_shards import ShardsError
 
 _BENCH_PYTHON = Path(".venv-bench/bin/python")
@@ -152,21 +152,14 @@ def _contestants(shards: Path, inputs: Inputs, setup: dict[str, Any], python: Pa
     """Everybody: ours, ceilings, the reading rate, peers."""
     images = {"folder": str(inputs.folder), "tars": [str(tar) for tar in inputs.tars], "samples": inputs.samples}
 
-    def ours(name: str, kind: str, what: str, engine: str = "") -> Contestant:
+    def ours(name: str, kind: str, what: str, engine: str) -> Contestant:
+        task = {"what": what, "engine": engine}
         return Contestant(
             name=name,
             kind=kind,
             dtype="" if kind == "reading" else "uint8",
             command=(sys.executable, "-m", "wv_bench.loader_ours"),
-            setup={
-                **setup,
-                **images,
-                "work": "",
-                "dtype": "uint8",
-                "shards": str(shards),
-                "what": what,
-                "engine": engine,
-            },  # fmt: skip
+            setup={**setup, **images, "work": "", "dtype": "uint8", "shards": str(shards), **task},
             environment=dict(os.environ),
             engine=engine,
         )

@@ -14,8 +14,8 @@ _STYLE = """
   --ceiling: #d9dde5; --line: #1c1c1c; }
 @media (prefers-color-scheme: dark) { :root { --back: #16181c; --text: #ececec; --faint: #a0a4ab; --ours: #3fc08f;
   --peer: #67748c; --ceiling: #343a46; --line: #ececec; } }
-body { background: var(--back); color: var(--text); font: 15px/1.4 system-ui, sans-serif; margin: 0 auto; max-width: 52rem;
-  padding: 1rem; }
+body { background: var(--back); color: var(--text); font: 15px/1.4 system-ui, sans-serif; margin: 0 auto;
+  max-width: 52rem; padding: 1rem; }
 h1 { font-size: 1.15rem; margin: 0 0 .3rem; } p { color: var(--faint); margin: .3rem 0; overflow-wrap: anywhere; }
 .row { margin: .55rem 0; } .head { display: flex; justify-content: space-between; gap: 1rem; }
 .head span:last-child { font-variant-numeric: tabular-nums; white-space: nowrap; } .small { font-size: .82rem; }

@@ -1,7 +1,7 @@
 """What the contestants of `wv-bench loader` read: the images of some shards, as the tars that they are and as a folder.
 
-All images come out of the shards, so that everybody decodes the same bytes. What is written is kept under the data set's
-digest, and used again by the next run with the same work folder.
+All images come out of the shards, so that everybody decodes the same bytes. What is written is kept under the data
+set's digest, and used again by the next run with the same work folder.
 """
 
 import shutil

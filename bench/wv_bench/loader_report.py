@@ -54,16 +54,29 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
 
 def print_table(console: Console, result: dict[str, Any]) -> None:
     """The rows that ran as a table, the others as lines with their reasons; then machine, versions, command."""
+    headings = (
+        "median\nimg/s",
+        "min\nimg/s",
+        "ours\nis ×",
+        "min\n×",
+        "of\nceil.",
+        "CPU s\n/1,000",
+        "PSS\nMB",
+        "first\nbatch",
+    )
     table = Table(title=result["title"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in (
-        "", "images/s\nmedian", "\nmin", f"{result['best']} ÷\nmedian", "\nmin", "of the\nceiling", "CPU s/\n1,000",
-        "PSS\nMB", "first\nbatch s",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for heading in (*speeds, "of\nceil.", *costs):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result["rows"]:
         if row["status"] == "ok":
             table.add_row(*_cells(row))
     console.print(table)
+    console.print(
+        f"×: {result['best']}, over this one, round by round. ceil.: of the rate of decoding alone. PSS: peak, all "
+        "processes of each. first batch: seconds, imports apart.",
+        highlight=False,
+    )
     for row in result["rows"]:
         if row["status"] != "ok":
             console.print(f"{row['status']}: {label(row)}: {row['reason']}", highlight=False, markup=False)

@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +23,8 @@ from typing import Any, Self
 _SAMPLING_S = 0.1
 _SETTLING_S = 3.0
 _GRACE_S = 5.0
-_MISSING = re.compile(r"^(?:ModuleNotFoundError|ImportError): (.*)", re.MULTILINE)
+_MISSING = re.compile(r"^(?:ModuleNotFoundError|ImportError|wv_loader\.errors\.LoaderError): (.*)", re.MULTILINE)
+"""A package, a library, or an engine of ours is not there."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -31,7 +33,7 @@ class ContestantError(Exception):
 
 
 class NotInstalledError(ContestantError):
-    """It lacks a package."""
+    """It lacks a package, or what that needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,11 +122,9 @@ class Running:
         """Run an epoch: what the contestant answers, and the processor seconds of all its processes meanwhile."""
         before = self._cpu_s()
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has ended: the answer says how
             self._process.stdin.write(f"{number}\n".encode())
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended: the answer says how
         answer = self._answer()
         return answer, self._cpu_s() - before
 
@@ -173,19 +173,13 @@ class Running:
         """End it and whatever it has started."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):  # what it did not read
                     pipe.close()
-                except BrokenPipeError:
-                    pass  # what it did not read
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            pass
         for pid in _session(self._process.pid):
-            try:
+            with suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it has just ended
         self._process.wait()
 
     def _answer(self) -> dict[str, Any]:
@@ -209,7 +203,7 @@ class Running:
         code = self._process.wait()
         text = self._log.read_text(errors="replace")
         if missing := _MISSING.findall(text):
-            return NotInstalledError(f"not installed: {missing[-1]}")
+            return NotInstalledError(missing[-1])
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
         return ContestantError(f"{how}: {lines[-1] if lines else 'it said nothing'}")

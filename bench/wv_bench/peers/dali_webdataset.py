@@ -10,7 +10,6 @@ from nvidia.dali.types import DALIInterpType
 
 from wv_bench.peers.protocol import CROP_RATIO, CROP_SCALE, FLIP, Epoch, Setup, serve
 
-
 _QUEUE = 2
 """Batches that are made ahead: DALI's default."""
 

@@ -15,7 +15,6 @@ from PIL import Image
 from wv_bench.peers.crops import pil_crops
 from wv_bench.peers.protocol import Epoch, Setup, image_files, serve
 
-
 _BUFFER = 2
 """Batches that a worker may have ready."""
 
