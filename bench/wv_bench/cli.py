@@ -9,6 +9,8 @@ import click
 
 COMMANDS = {
     "duplicates": ("wv_bench.duplicates", "the search for duplicates: time, memory, recall against all pairs"),
+    "components": ("wv_bench.components", "the loader's parts beside decoding: checksums, accounting, plan"),
+    "first-batch": ("wv_bench.first_batch", "time to the first batch of a data set as large as WebVision"),
     "ingest": ("wv_bench.ingest", "build-shards against bare loops, tar and webdataset.ShardWriter"),
     "ingest-plan": ("wv_bench.ingest_plan", "planning at WebVision's size: time, memory, bytes of index"),
     "loader": ("wv_bench.loader", "the loader against other loaders and the bare decoder"),

@@ -49,7 +49,7 @@ _BENCH_PYTHON = Path(".venv-bench/bin/python")
     "--only",
     multiple=True,
     metavar="TEXT",
-    help="Only contestants with this in their name: ours, decode, torch, litdata … May be given again.",
+    help='Only contestants with this in their name: ours, alone, "torch DataLoader, uint8" … May be given again.',
 )
 @click.option(
     "--peer-python",
@@ -117,7 +117,7 @@ def command(
         chosen = [
             contestant
             for contestant in _contestants(shards.resolve(), inputs, setup, python, kept.resolve())
-            if not only or any(text.lower() in contestant.name.lower() for text in only)
+            if not only or any(text.lower() in contestant.label.lower() for text in only)
         ]
         if not chosen:
             raise click.UsageError(f"nobody's name has {' or '.join(only)} in it")

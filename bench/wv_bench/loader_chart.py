@@ -7,7 +7,7 @@ narrow screen; only the bars stretch.
 from html import escape
 from typing import Any
 
-from wv_bench.loader_report import about, label
+from wv_bench.loader_report import about
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c1c1c; --faint: #6b6b6b; --ours: #0b6e4f; --peer: #8d99ae;
@@ -29,7 +29,7 @@ def chart(result: dict[str, Any]) -> str:
     good = [row for row in result["rows"] if row["status"] == "ok" and row["kind"] != "reading"]
     longest = max((max(row["rates"]) for row in good), default=1.0)
     bars = "\n".join(_bar(row, longest) for row in sorted(good, key=lambda row: -row["rate_median"]))
-    absent = [f"{row['status']}: {label(row)}: {row['reason']}" for row in result["rows"] if row["status"] != "ok"]
+    absent = [f"{row['status']}: {row['label']}: {row['reason']}" for row in result["rows"] if row["status"] != "ok"]
     lines = "\n".join(f'<p class="small">{escape(line)}</p>' for line in [*absent, *about(result)])
     return f"""<!doctype html>
 <html lang="en">
@@ -52,7 +52,7 @@ def _bar(row: dict[str, Any], longest: float) -> str:
         facts += [f"{row['peak_pss_mb']:,.0f} MB", f"first batch {row['first_batch_s']:.2f} s"]
     if row["kind"] == "peer" and row["ours_over_this"]:
         facts.insert(0, f"ours is {row['ours_over_this']['median']:.2f} times as fast")
-    name = label(row)
+    name = row["label"]
     return f"""<div class="row">
 <div class="head"><span>{escape(name)}</span><span>{row["rate_median"]:,.0f}</span></div>
 <svg role="img" aria-label="{escape(name, quote=True)}: {row["rate_median"]:,.0f} images a second">

@@ -9,6 +9,17 @@ from rich.table import Table
 
 from wv_bench.loader_run import Row
 
+_HEADINGS = (
+    "median\nimg/s",
+    "min\nimg/s",
+    "ours\nis ×",
+    "min\n×",
+    "of\nceil.",
+    "CPU s\n/1,000",
+    "PSS\nMB",
+    "first\nbatch",
+)
+
 
 def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, divided last.
@@ -25,6 +36,7 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
         who = row.contestant
         values: dict[str, Any] = {
             "name": who.name,
+            "label": who.label,
             "kind": who.kind,
             "dtype": who.dtype,
             "status": "ok" if not row.problem else "skipped" if row.skipped else "failed",
@@ -49,24 +61,14 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
                     "first_batch_s": row.first_batch_s,
                 }
         shown.append(values)
-    return {"title": title, "machine": about, "best": None if best is None else best.contestant.name, "rows": shown}
+    return {"title": title, "machine": about, "best": None if best is None else best.contestant.label, "rows": shown}
 
 
 def print_table(console: Console, result: dict[str, Any]) -> None:
     """The rows that ran as a table, the others as lines with their reasons; then machine, versions, command."""
-    headings = (
-        "median\nimg/s",
-        "min\nimg/s",
-        "ours\nis ×",
-        "min\n×",
-        "of\nceil.",
-        "CPU s\n/1,000",
-        "PSS\nMB",
-        "first\nbatch",
-    )
     table = Table(title=result["title"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in (*speeds, "of\nceil.", *costs):
+    for heading in _HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in result["rows"]:
         if row["status"] == "ok":
@@ -79,20 +81,17 @@ def print_table(console: Console, result: dict[str, Any]) -> None:
     )
     for row in result["rows"]:
         if row["status"] != "ok":
-            console.print(f"{row['status']}: {label(row)}: {row['reason']}", highlight=False, markup=False)
+            console.print(f"{row['status']}: {row['label']}: {row['reason']}", highlight=False, markup=False)
     formats = [f"{row['name']} {row['format_mb']:,.0f}" for row in result["rows"] if row["format_mb"] is not None]
     if formats:
         console.print(f"MB in a format of its own: {', '.join(formats)}", highlight=False)
     for row in result["rows"]:
         if len(growth := row.get("pss_mb_by_epoch", [])) > 1:
-            console.print(f"PSS by epoch, {label(row)}: {', '.join(f'{mb:,.0f}' for mb in growth)} MB", highlight=False)
+            console.print(
+                f"PSS by epoch, {row['label']}: {', '.join(f'{mb:,.0f}' for mb in growth)} MB", highlight=False
+            )
     for line in about(result):
         console.print(line, highlight=False, markup=False)
-
-
-def label(row: dict[str, Any]) -> str:
-    """Name of a row, with what it gives."""
-    return f"{row['name']}, {row['dtype']}" if row["kind"] == "peer" else str(row["name"])
 
 
 def about(result: dict[str, Any]) -> list[str]:
@@ -114,7 +113,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ours, ceiling = row["ours_over_this"], row["share_of_ceiling"]
     measured = row["kind"] in ("ours", "peer")
     return [
-        label(row),
+        row["label"],
         f"{row['rate_median']:,.0f}",
         f"{row['rate_min']:,.0f}",
         f"{ours['median']:.2f}" if ours and measured else "",

@@ -53,6 +53,11 @@ class Contestant:
     engine: str = ""
     """Of ours and of ceilings."""
 
+    @property
+    def label(self) -> str:
+        """Its name, and for peers, of which some are there twice, what they give."""
+        return f"{self.name}, {self.dtype}" if self.kind == "peer" else self.name
+
 
 @dataclass(kw_only=True, slots=True)
 class Row:
