@@ -133,11 +133,11 @@ def command(
         f"{size_px} px, batch {batch_size}, {cores} cores, {repeats} rounds"
     )
     result = document(title, rows, about)
-    print_table(console, result)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1))
     if chart_file is not None:
         chart_file.write_text(chart(result))
+    print_table(console, result)
 
 
 def _whose(python: Path) -> str:

@@ -111,11 +111,11 @@ class Running:
                 start_new_session=True,
             )
         self._buffer = b""
-        try:
-            self.about: dict[str, Any] = self._answer()
-        except BaseException:
-            self.close()
-            raise
+        self._grace_s = _GRACE_S
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until it has imported what it needs: its versions, and where its format is."""
+        return self._answer()
 
     def __enter__(self) -> Self:
         return self
@@ -174,14 +174,18 @@ class Running:
         if code:
             raise self._error()
 
-    def close(self) -> None:
-        """End it and whatever it has started."""
+    def hang_up(self) -> None:
+        """Tell it that there is no more to do."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):  # what it did not read
                     pipe.close()
+
+    def close(self) -> None:
+        """End it and whatever it has started."""
+        self.hang_up()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_GRACE_S)
+            self._process.wait(self._grace_s)
         for pid in _session(self._process.pid):
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signal.SIGKILL)
@@ -194,6 +198,7 @@ class Running:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
                 if not selector.select(max(0.0, until - time.monotonic())):
+                    self._grace_s = 0.0
                     raise ContestantError(f"no answer within {self._timeout_s:.0f} s: see {self._log}")
                 piece = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not piece:
@@ -246,11 +251,13 @@ def measure(
     try:
         for at, row in enumerate(rows):
             if not row.problem:
-                try:
-                    running[at] = Running(row.contestant, logs / f"{at:02d}-timed.log", timeout_s)
-                    running[at].epoch(0)
-                except ContestantError as error:
-                    row.fail(error)
+                running[at] = Running(row.contestant, logs / f"{at:02d}-timed.log", timeout_s)
+        for at, process in running.items():
+            try:
+                process.ready()
+                process.epoch(0)
+            except ContestantError as error:
+                rows[at].fail(error)
         for number in range(repeats):
             for at, row in enumerate(rows[number % len(rows) :] + rows[: number % len(rows)]):
                 at = (at + number) % len(rows)
@@ -266,6 +273,8 @@ def measure(
                     row.fail(error)
     finally:
         for process in running.values():
+            process.hang_up()  # all at once: they end in parallel
+        for process in running.values():
             process.close()
     return rows
 
@@ -273,10 +282,12 @@ def measure(
 def _alone(row: Row, log: Path, epochs: int, timeout_s: float) -> None:
     if row.contestant.writes:
         with Running(row.contestant, log, timeout_s, prepare=True) as process:
+            process.ready()
             process.wait()
     with Running(row.contestant, log, timeout_s) as process:
-        row.versions = process.about["versions"]
-        if data := process.about["data"]:
+        about = process.ready()
+        row.versions = about["versions"]
+        if data := about["data"]:
             row.format_mb = sum(path.stat().st_size for path in Path(data).rglob("*") if path.is_file()) / 1e6
         for number in range(epochs):
             answer, peak_mb = process.watched_epoch(number)
