@@ -18,7 +18,7 @@ body { background: var(--back); color: var(--text); font: 15px/1.4 system-ui, sa
   max-width: 52rem; padding: 1rem; }
 h1 { font-size: 1.15rem; margin: 0 0 .3rem; } p { color: var(--faint); margin: .3rem 0; overflow-wrap: anywhere; }
 .row { margin: .55rem 0; } .head { display: flex; justify-content: space-between; gap: 1rem; }
-.head span:last-child { font-variant-numeric: tabular-nums; white-space: nowrap; } .small { font-size: .82rem; }
+.head span + span { font-variant-numeric: tabular-nums; white-space: nowrap; } .small { font-size: .82rem; }
 svg { display: block; width: 100%; height: 14px; } .ours { fill: var(--ours); } .peer { fill: var(--peer); }
 .ceiling, .reading { fill: var(--ceiling); } line { stroke: var(--line); stroke-width: 1.5; }
 """

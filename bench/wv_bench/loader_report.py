@@ -66,7 +66,7 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
 
 def print_table(console: Console, result: dict[str, Any]) -> None:
     """The rows that ran as a table, the others as lines with their reasons; then machine, versions, command."""
-    table = Table(title=result["title"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=result["title"], box=SIMPLE_HEAD, padding=0)
     table.add_column("", no_wrap=True)
     for heading in _HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)

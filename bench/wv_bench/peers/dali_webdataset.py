@@ -50,7 +50,7 @@ def open_loader(setup: Setup) -> Epoch:
 
     def epoch(number: int) -> Iterator[int]:
         if number:
-            for _ in range(_QUEUE):
+            for _ in range(_QUEUE + 1):  # and one that the iterator has in hand
                 next(loader)
             yield 0
         while True:

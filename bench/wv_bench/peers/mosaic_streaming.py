@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
-from streaming.base.util import clean_stale_shared_memory
 
 from wv_bench.peers.crops import pil_crops
 from wv_bench.peers.protocol import Epoch, Setup, image_files, serve
@@ -34,7 +33,6 @@ def write(setup: Setup, folder: Path) -> None:
 
 def open_loader(setup: Setup, data: Path | None) -> Epoch:
     """Its defaults, local shards, its shuffle."""
-    clean_stale_shared_memory()
     images = _Images(pil_crops(setup), local=str(data), shuffle=True, batch_size=setup.batch_size)
     loader = StreamingDataLoader(
         images,
