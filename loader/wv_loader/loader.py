@@ -23,8 +23,9 @@ from wv_loader.batch import Batch
 from wv_loader.decode_pillow import PillowEngine
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
 from wv_loader.pipeline import Job, Pipeline
-from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
+from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
 from wv_loader.read import Failure
+from wv_loader.runs import Layout
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 

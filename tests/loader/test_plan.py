@@ -10,8 +10,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wv_loader.plan import EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
+from wv_loader.plan import EpochPlan, Plan, PlanOptions, SequentialPlan
 from wv_loader.rates import ONE, class_rates
+from wv_loader.runs import Layout
 from wv_shards import band_of
 
 
