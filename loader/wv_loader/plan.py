@@ -344,8 +344,11 @@ class EpochPlan:
         ordinals, window, places = ordinals[inside], window[inside], places[inside] - starts[window[inside]]
         seeds = combine(seed, Purpose.WINDOW, self.epoch, of, numbers + 1)
         drawn = splitmix64(seeds[window] ^ places.astype(np.uint64))
-        shuffled = ordinals[np.lexsort((drawn, window)) if len(of) > 1 else np.argsort(drawn, kind="stable")]
-        parts = np.split(shuffled, np.cumsum(ends - firsts)[:-1])
+        cuts = np.cumsum(ends - firsts)[:-1]
+        parts = [
+            part[np.argsort(key, kind="stable")]
+            for part, key in zip(np.split(ordinals, cuts), np.split(drawn, cuts), strict=True)
+        ]
         return list(zip(parts, firsts.tolist(), numbers.tolist(), strict=True))
 
 
