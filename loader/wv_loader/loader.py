@@ -125,7 +125,7 @@ class Loader:
             )
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
-        self._sequential = SequentialPlan(layout, batch_size)
+        self._sequential = None if train else SequentialPlan(layout, batch_size)
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
@@ -206,17 +206,23 @@ class Loader:
         Raises:
             StateMismatchError: the state belongs to another plan; the message names what differs.
         """
+        if not isinstance(state, dict) or not isinstance(state.get("plan"), dict):
+            raise StateMismatchError("not a state of this loader: expected what state_dict() gives")
         if state.get("version") != STATE_VERSION:
             raise StateMismatchError(
                 f"loader state of version {state.get('version')}, this wv-toolkit reads {STATE_VERSION}"
             )
         mine, saved = self._identity(), state["plan"]
-        for name in mine:
-            if mine[name] != saved.get(name):
-                raise StateMismatchError(
-                    f"loader state belongs to another plan: {name} was {saved.get(name)!r}, is {mine[name]!r}; "
-                    "use the same data set and options, or start a new run"
-                )
+        differing = [
+            f"{name} was {saved.get(name)!r}, is {mine.get(name)!r}"
+            for name in mine | saved
+            if mine.get(name) != saved.get(name)
+        ]
+        if differing:
+            raise StateMismatchError(
+                f"loader state belongs to another plan: {'; '.join(differing)}; "
+                "use the same data set and options, or start a new run"
+            )
         self._epoch, self._position = int(state["epoch"]), int(state["batches"])
         self._keep_position = True
 
@@ -233,11 +239,11 @@ class Loader:
             "max_repeat": self.options.max_repeat,
             "streams": self.options.resolved_streams,
             "window": self.options.window,
-            "run_length": self.options.run_length,
+            "run_length": self.plan.runs.length,
         }
 
     def _current_plan(self) -> EpochPlan | SequentialPlan:
-        if not self.train:
+        if self._sequential is not None:
             return self._sequential
         if self._planned is None or self._planned.epoch != self._epoch:
             self._planned = self.plan.epoch(self._epoch)

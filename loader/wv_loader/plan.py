@@ -118,17 +118,20 @@ class Plan:
         """(K,) shows of each class in `epoch` that τ and the cap on repeats ask for."""
         return np.asarray(self.class_rates(epoch) / ONE * self.class_counts, dtype=np.float64)
 
-    def epoch(self, epoch: int) -> "EpochPlan":
-        """Plan one epoch: its visits, their shows, and the line that they form."""
+    def visits(self, epoch: int) -> tuple[I64, I64]:
+        """Visits of an epoch, run by run, not yet in an order: (M,) the run; (M,) g, the visits that it had before."""
         before = self._visits_before(epoch)
         visits = self._visits_before(epoch + 1) - before
-        runs = np.repeat(np.arange(len(visits)), visits)  # (M,)
-        first = np.repeat(np.cumsum(visits) - visits, visits)
-        nth = np.arange(len(runs)) - first  # of its run, within the epoch
-        order = self._line_order(epoch, runs, nth, np.repeat(visits, visits))
-        runs, numbers = runs[order], (before[runs] + nth)[order]
-        shows = self._count_shows(epoch, runs, numbers)
-        return EpochPlan(self, epoch, runs, numbers, shows)
+        runs = np.repeat(np.arange(len(visits)), visits)
+        numbers = np.arange(len(runs)) + np.repeat(before - (np.cumsum(visits) - visits), visits)
+        return runs, numbers
+
+    def epoch(self, epoch: int) -> "EpochPlan":
+        """Plan one epoch: its visits, their shows, and the line that they form."""
+        runs, numbers = self.visits(epoch)
+        order = self._line_order(epoch, runs)
+        runs, numbers = runs[order], numbers[order]
+        return EpochPlan(self, epoch, runs, numbers, self._count_shows(epoch, runs, numbers))
 
     def shown(self, epoch: int, runs: I64, numbers: I64) -> tuple[I64, I64]:
         """Samples that visits show, after thinning and exclusions.
@@ -198,9 +201,11 @@ class Plan:
             total = total + (epoch - scheduled) * self.run_rates(epoch)
         return (total + self.runs.phases) >> 32
 
-    def _line_order(self, epoch: int, runs: I64, nth: I64, of: I64) -> I64:
+    def _line_order(self, epoch: int, runs: I64) -> I64:
         """Order of an epoch's visits along the line: in time, dealt to V streams, stream after stream."""
         seed = self.options.seed
+        nth = np.arange(len(runs)) - np.searchsorted(runs, runs)  # of its run, within the epoch
+        of = np.bincount(runs)[runs]
         # Where a run is visited m times, one visit falls into each m-th part of the epoch.
         drawn = combine(seed, Purpose.VISIT_ORDER, epoch, runs, nth) >> np.uint64(32)
         rank_key = ((nth << 32) + drawn.astype(np.int64)) // of
@@ -356,15 +361,15 @@ class SequentialPlan:
     """Evaluation: every sample that is not excluded once, by ordinal; the last batch is padded."""
 
     def __init__(self, layout: Layout, batch_size: int) -> None:
-        everything = np.arange(len(layout.labels), dtype=np.int64)
-        self._ordinals = everything if layout.excluded is None else everything[~layout.excluded]
+        self._ordinals = None if layout.excluded is None else np.flatnonzero(~layout.excluded)
         self._batch_size = batch_size
-        self.samples = len(self._ordinals)
+        self.samples = len(layout.labels) if self._ordinals is None else len(self._ordinals)
         self.batches = -(-self.samples // batch_size)
 
     def batch(self, number: int, slots: range) -> I64:
         """(len(slots),) ordinals of the slots of a batch; −1 behind the last sample."""
+        places = number * self._batch_size + np.arange(slots.start, slots.stop, dtype=np.int64)
+        there = places < self.samples
         ordinals = np.full(len(slots), -1, dtype=np.int64)
-        part = self._ordinals[number * self._batch_size :][: self._batch_size][slots.start : slots.stop]
-        ordinals[: len(part)] = part
+        ordinals[there] = places[there] if self._ordinals is None else self._ordinals[places[there]]
         return ordinals
