@@ -15,7 +15,7 @@ from wv_shards import band_of
 
 _SMALLEST_CLASS, _LARGEST_CLASS = 26, 9_996
 """Images of WebVision 2.0's smallest and largest class."""
-_SKEW = 1.0
+_SKEW = 1.2
 """Standard deviation of the logarithm of a class's size, before the two limits."""
 _SHARD_SAMPLES = 2_000
 _SIZES = 10_000, 50_000
