@@ -118,10 +118,12 @@ class Loader:
             raise LoaderError(f"{directory}: {error}") from error
         parts = self.options.resolved_streams if train else batch_size
         if parts % self.world_size:
-            name = "streams" if train else "the batch"
+            name = "streams" if train else "slots of a batch"
+            *fewer, most = [str(w) for w in range(1, parts + 1) if parts % w == 0]
+            ranks = f"{', '.join(fewer)} or {most}" if fewer else most
             raise LoaderError(
-                f"{self.world_size} ranks can't share {parts} {name} evenly: choose a batch size (now {batch_size}) "
-                f"and a number of streams that {self.world_size} divides"
+                f"{self.world_size} ranks can't share {parts} {name} evenly: choose {ranks} ranks, or for a new run "
+                f"another batch size (now {batch_size}) or number of streams"
             )
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
@@ -223,7 +225,15 @@ class Loader:
                 f"loader state belongs to another plan: {'; '.join(differing)}; "
                 "use the same data set and options, or start a new run"
             )
-        self._epoch, self._position = int(state["epoch"]), int(state["batches"])
+        for name in ("epoch", "batches"):
+            if type(state.get(name)) is not int or state[name] < 0:
+                raise StateMismatchError(f"not a state of this loader: {name} {state.get(name)!r}, expected 0 or more")
+        batches = self._plan_of(state["epoch"]).batches
+        if state["batches"] > batches:
+            raise StateMismatchError(
+                f"not a state of this loader: batch {state['batches']} of epoch {state['epoch']}, which has {batches}"
+            )
+        self._epoch, self._position = state["epoch"], state["batches"]
         self._keep_position = True
 
     def _identity(self) -> dict[str, Any]:
@@ -243,10 +253,13 @@ class Loader:
         }
 
     def _current_plan(self) -> EpochPlan | SequentialPlan:
+        return self._plan_of(self._epoch)
+
+    def _plan_of(self, epoch: int) -> EpochPlan | SequentialPlan:
         if self._sequential is not None:
             return self._sequential
-        if self._planned is None or self._planned.epoch != self._epoch:
-            self._planned = self.plan.epoch(self._epoch)
+        if self._planned is None or self._planned.epoch != epoch:
+            self._planned = self.plan.epoch(epoch)
         return self._planned
 
     # -- iteration --------------------------------------------------------------------------------------------------
