@@ -48,7 +48,7 @@ class PillowEngine:
 
     def decode(
         self,
-        data: Sequence[bytes | Failure | None],
+        data: Sequence[bytes | memoryview | Failure | None],
         widths: NDArray[np.int64],
         heights: NDArray[np.int64],
         crops: Crops,
@@ -68,20 +68,21 @@ class PillowEngine:
         failures: list[Failure | None] = []
         for i, source in enumerate(data):
             failure = source if isinstance(source, Failure) else None
-            if isinstance(source, bytes):
-                try:
+            try:
+                if source is None or isinstance(source, Failure):
+                    out[i] = 0
+                else:
                     size = (int(widths[i]), int(heights[i]))
                     out[i] = _decode_one(source, size, crops.boxes[i], bool(crops.flips[i]), out.shape[1])
-                except (*_DECODE_ERRORS, *_BOMB_ERRORS):
-                    failure = Failure.DECODE
-            if failure is not None or source is None:
+            except (*_DECODE_ERRORS, *_BOMB_ERRORS):
                 out[i] = 0
+                failure = Failure.DECODE
             failures.append(failure)
         return failures
 
 
 def _decode_one(
-    data: bytes, size: tuple[int, int], box: NDArray[np.float64], flip: bool, size_px: int
+    data: bytes | memoryview, size: tuple[int, int], box: NDArray[np.float64], flip: bool, size_px: int
 ) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data)) as image:
         turn = _orientation(image)

@@ -4,6 +4,7 @@ It holds (epoch, batches done) and nothing else that a checkpoint needs. What an
 it gets here pipeline.py's.
 """
 
+import itertools
 import json
 import os
 import time
@@ -20,17 +21,21 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops
 from wv_loader.batch import Batch
+from wv_loader.buffers import batch_memory
 from wv_loader.decode_pillow import PillowEngine
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
-from wv_loader.pipeline import Job, Pipeline
+from wv_loader.parts import Parts, ReadAheadSize
+from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
 from wv_loader.read import Failure
+from wv_loader.stage import Job, ThreadStage
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
 ENGINES = ("auto", "pillow")
 _SMALLEST_BUDGET = 16
+_MOST_READ_AHEAD_BYTES = 2 << 30
 
 
 class Loader:
@@ -59,7 +64,9 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         threads: int | None = None,
-        prefetch: int = 4,
+        prefetch: int = 3,
+        read_ahead_batches: int = 8,
+        read_ahead_bytes: int | None = None,
         bad_budget: int | float | None = 0.01,
         quarantine: Path | str | None = None,
     ) -> None:
@@ -81,7 +88,12 @@ class Loader:
             augment: ranges of the crops.
             rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
-            prefetch: batches that may be under way.
+            prefetch: batches that are decoded ahead, at most.
+            read_ahead_batches: batches beyond these whose files are read ahead, at least. A storage that stands still
+                is not noticed for (prefetch + read_ahead_batches) times the time per batch.
+            read_ahead_bytes: memory for files that are read and not decoded yet. Where the windows of all streams fit
+                into it they are read as a whole, in file order; else in parts. Less than those batches need is
+                exceeded. None: an eighth of the machine's memory, at most 2 GiB, divided by the local ranks.
             bad_budget: failed shows of an epoch on this rank after which iteration stops with an error: a count (int)
                 or a fraction of the data set (float, at least 16 shows); None: never.
             quarantine: file that gets a JSON line for every failed show.
@@ -124,10 +136,22 @@ class Loader:
             )
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
+        # What is read row by row: streams in training, a stretch of slots in evaluation.
+        self._rows: list[range] = _split(self._slots, len(self._share)) if train else [self._slots]
+        self._row_slots = [len(row) for row in self._rows]
         self._sequential = SequentialPlan(layout, batch_size)
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
+        self._read_ahead = ReadAheadSize.within(
+            _default_read_ahead() if read_ahead_bytes is None else read_ahead_bytes,
+            sample_bytes=float(layout.sizes.mean()),
+            rows=len(self._rows),
+            row_slots=len(self._slots) // len(self._rows),
+            window=window,
+            lead=read_ahead_batches,
+        )
+        self._memory = batch_memory((len(self._slots), size_px, size_px, 3))
         self._budget = _budget(bad_budget, self.num_samples)
         self._quarantine = None if quarantine is None else Path(quarantine)
         self.stats = LoaderStats()
@@ -255,26 +279,29 @@ class Loader:
         if self._position == 0:
             self._bad_shows = 0
         epoch, numbers = self._epoch, range(self._position, plan.batches)
+        parts = self._parts(plan, numbers.start)
+        stage = ThreadStage(self.dataset, self.engine, self.stats, row_slots=self._row_slots, threads=self._threads)
         pipeline = Pipeline(
-            lambda number: self._job(plan, epoch, number),
+            lambda number: self._order(plan, parts, epoch, number),
             numbers,
-            dataset=self.dataset,
-            engine=self.engine,
+            stage=stage,
+            memory=self._memory,
             stats=self.stats,
-            threads=self._threads,
             prefetch=self._prefetch,
+            lead=self._read_ahead.lead,
         )
         with pipeline:
             taken = time.perf_counter()
-            for number in numbers:
+            for _ in numbers:
                 asked = time.perf_counter()
-                batch, failures = pipeline.take(number)
+                batch, failures = pipeline.take()
                 self.stats.busy_seconds_total += asked - taken
                 self.stats.wait_seconds_total += time.perf_counter() - asked
                 self._account(batch, failures)
                 self._position += 1
                 taken = time.perf_counter()
                 yield batch
+                del batch  # its memory may be wanted
         self._epoch, self._position = self._epoch + 1, 0
 
     def close(self) -> None:
@@ -316,7 +343,22 @@ class Loader:
                 row = {"epoch": self._epoch, "batch": batch.index, "ordinal": ordinal, "key": key}
                 file.write(json.dumps({**row, "shard": shard, "reason": str(failures[slot])}) + "\n")
 
-    def _job(self, plan: EpochPlan | SequentialPlan, epoch: int, number: int) -> Job:
+    def _parts(self, plan: EpochPlan | SequentialPlan, first_batch: int) -> Parts:
+        if isinstance(plan, EpochPlan):
+            streams, epoch_plan = self._share, plan
+
+            def following(row: int, position: int) -> NDArray[np.int64]:
+                ordinals, first, _ = epoch_plan.window_of(streams[row], position)
+                return ordinals[position - first :]
+        else:
+            rows, sequential, count = self._rows, plan, self.options.window
+
+            def following(row: int, position: int) -> NDArray[np.int64]:
+                return sequential.following(rows[row], position, count)
+
+        return Parts(following, self._row_slots, first_batch=first_batch, longest=self._read_ahead.part)
+
+    def _order(self, plan: EpochPlan | SequentialPlan, parts: Parts, epoch: int, number: int) -> Order:
         """Everything about a batch that can be known without reading it."""
         ordinals = plan.batch(number, self._share)
         records = self.dataset.index[np.maximum(ordinals, 0)]
@@ -329,15 +371,10 @@ class Loader:
             crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)
         else:
             crops = eval_crops(self.augment, widths, heights, self.size_px)
-        pinned = torch.cuda.is_available()
-        return Job(
-            number=number,
-            ordinals=ordinals,
-            widths=widths,
-            heights=heights,
+        return Order(
+            parts=parts.of(number, ordinals),
+            job=Job(number=number, ordinals=ordinals, widths=widths, heights=heights, crops=crops),
             labels=np.where(present, records["label"], 0).astype(np.int64),
-            crops=crops,
-            images=torch.empty((len(ordinals), self.size_px, self.size_px, 3), dtype=torch.uint8, pin_memory=pinned),
         )
 
 
@@ -384,6 +421,17 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 def _default_threads() -> int:
     cores = len(os.sched_getaffinity(0))
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _default_read_ahead() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory // 8, _MOST_READ_AHEAD_BYTES) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _split(slots: range, pieces: int) -> list[range]:
+    """Cut a range into pieces, alike in length but for one."""
+    borders = [len(slots) * piece // pieces for piece in range(pieces + 1)]
+    return [slots[a:b] for a, b in itertools.pairwise(borders)]
 
 
 def _budget(bad_budget: int | float | None, samples: int) -> int | None:

@@ -368,6 +368,18 @@ class SequentialPlan:
         ordinals[: len(part)] = part
         return ordinals
 
+    def following(self, slots: range, position: int, count: int) -> I64:
+        """(count,) ordinals that some slots show, batch after batch, from a position on; fewer behind the last sample.
+
+        Args:
+            slots: of every batch.
+            position: n · len(slots) is the first slot of the range in batch n.
+            count: how many.
+        """
+        positions = position + np.arange(count)
+        places = positions // len(slots) * self._batch_size + slots.start + positions % len(slots)
+        return self._ordinals[places[places < len(self._ordinals)]]
+
 
 def _cut_runs(layout: Layout, longest: int) -> tuple[I64, I64]:
     """Cut every shard into runs alike in length, of at most `longest` samples and about 10 MB."""
