@@ -51,12 +51,14 @@ def _references_of_a_pool() -> int:
 _UNUSED = _references_of_a_pool()
 
 
-def batch_memory(shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-    """What gives the uint8 tensors of a loop's batches, of uninitialised memory.
+def batch_memory(shape: tuple[int, ...], take: Callable[[], Pixels]) -> Callable[[], torch.Tensor]:
+    """What gives the (shape) uint8 tensors of a loop's batches, of uninitialised memory.
 
-    Where CUDA is they are pinned, by torch, whose allocator uses memory again by itself.
+    Args:
+        shape: of a tensor.
+        take: gives arrays of that shape. Where CUDA is it is not asked: the memory is pinned by torch, whose allocator
+            uses memory again by itself, and not before it has been copied to the device.
     """
     if torch.cuda.is_available():
         return lambda: torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-    buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8))
-    return lambda: torch.from_numpy(buffers.take())
+    return lambda: torch.from_numpy(take())

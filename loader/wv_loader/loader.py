@@ -8,7 +8,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops
 from wv_loader.batch import Batch
-from wv_loader.buffers import batch_memory
+from wv_loader.buffers import Buffers, batch_memory
 from wv_loader.decode_pillow import PillowEngine
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
 from wv_loader.parts import Parts, ReadAheadSize
 from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
+from wv_loader.processes import ProcessStage, Workers
 from wv_loader.read import Failure
 from wv_loader.stage import Job, ThreadStage
 from wv_loader.stats import LoaderStats
@@ -64,6 +66,7 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         threads: int | None = None,
+        processes: int = 0,
         prefetch: int = 3,
         read_ahead_batches: int = 8,
         read_ahead_bytes: int | None = None,
@@ -88,6 +91,8 @@ class Loader:
             augment: ranges of the crops.
             rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
+            processes: worker processes that share the work and the threads, where there are more cores than one
+                process can feed; at most as many as this rank has streams. 0: none. They live until `close`.
             prefetch: batches that are decoded ahead, at most.
             read_ahead_batches: batches beyond these whose files are read ahead, at least. A storage that stands still
                 is not noticed for (prefetch + read_ahead_batches) times the time per batch.
@@ -137,7 +142,12 @@ class Loader:
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
         # What is read row by row: streams in training, a stretch of slots in evaluation.
-        self._rows: list[range] = _split(self._slots, len(self._share)) if train else [self._slots]
+        self._rows = _split(self._slots, len(self._share) if train else max(1, processes))
+        if not 0 <= processes <= min(len(self._rows), len(self._slots)):
+            raise LoaderError(
+                f"processes must be between 0 and {min(len(self._rows), len(self._slots))}, this rank's share of "
+                f"{'the streams' if train else 'a batch'}, got {processes}"
+            )
         self._row_slots = [len(row) for row in self._rows]
         self._sequential = SequentialPlan(layout, batch_size)
         self._exclusions = _digest(layout.excluded)
@@ -151,7 +161,11 @@ class Loader:
             window=window,
             lead=read_ahead_batches,
         )
-        self._memory = batch_memory((len(self._slots), size_px, size_px, 3))
+        self._shape = shape = (len(self._slots), size_px, size_px, 3)
+        self._buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8))
+        self._processes = processes
+        self._workers: Workers | None = None
+        self._end_workers: Callable[[], object] = lambda: None
         self._budget = _budget(bad_budget, self.num_samples)
         self._quarantine = None if quarantine is None else Path(quarantine)
         self.stats = LoaderStats()
@@ -280,12 +294,12 @@ class Loader:
             self._bad_shows = 0
         epoch, numbers = self._epoch, range(self._position, plan.batches)
         parts = self._parts(plan, numbers.start)
-        stage = ThreadStage(self.dataset, self.engine, self.stats, row_slots=self._row_slots, threads=self._threads)
+        stage, memory = self._begin()
         pipeline = Pipeline(
             lambda number: self._order(plan, parts, epoch, number),
             numbers,
             stage=stage,
-            memory=self._memory,
+            memory=memory,
             stats=self.stats,
             prefetch=self._prefetch,
             lead=self._read_ahead.lead,
@@ -305,7 +319,9 @@ class Loader:
         self._epoch, self._position = self._epoch + 1, 0
 
     def close(self) -> None:
-        """Close the shards' files."""
+        """Close the shards' files and end the worker processes. Both are opened anew when they are needed."""
+        self._end_workers()
+        self._workers = None
         self.dataset.close()
 
     def __enter__(self) -> Self:
@@ -315,6 +331,25 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _begin(self) -> tuple[ThreadStage | ProcessStage, Callable[[], torch.Tensor]]:
+        """What reads and decodes in a loop, and the memory of its batches."""
+        if not self._processes:
+            stage = ThreadStage(self.dataset, self.engine, self.stats, row_slots=self._row_slots, threads=self._threads)
+            return stage, batch_memory(self._shape, self._buffers.take)
+        if self._workers is None or self._workers.error is not None:
+            self._end_workers()
+            self._workers = Workers(
+                self.dataset.directory,
+                self.engine,
+                self.stats,
+                processes=self._processes,
+                threads=self._threads,
+                row_slots=self._row_slots,
+                size_px=self.size_px,
+            )
+            self._end_workers = weakref.finalize(self, self._workers.close)
+        return self._workers.begin(), batch_memory(self._shape, self._workers.memory)
 
     def _account(self, batch: Batch, failures: dict[int, Failure]) -> None:
         """Count a batch and its failed samples, name those, and stop when there are too many."""

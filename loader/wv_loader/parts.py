@@ -1,4 +1,4 @@
-"""When which samples are read: every stretch of a rank's epoch is cut into parts that are read as a whole, in file order.
+"""When which samples are read: an epoch is cut into parts that are read as a whole, in file order.
 
 ```
 a row (a stream):  |  window 0      |  window 1               |  window 2 …     shuffled each by itself

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from wv_loader.batch import Batch
 from wv_loader.parts import Part
+from wv_loader.processes import ProcessStage
 from wv_loader.stage import Failures, Job, ThreadStage
 from wv_loader.stats import LoaderStats
 
@@ -53,7 +54,7 @@ class Pipeline:
         make_order: Callable[[int], Order],
         numbers: range,
         *,
-        stage: ThreadStage,
+        stage: ThreadStage | ProcessStage,
         memory: Callable[[], torch.Tensor],
         stats: LoaderStats,
         prefetch: int,

@@ -378,7 +378,8 @@ class SequentialPlan:
         """
         positions = position + np.arange(count)
         places = positions // len(slots) * self._batch_size + slots.start + positions % len(slots)
-        return self._ordinals[places[places < len(self._ordinals)]]
+        ordinals: I64 = self._ordinals[places[places < len(self._ordinals)]]
+        return ordinals
 
 
 def _cut_runs(layout: Layout, longest: int) -> tuple[I64, I64]:

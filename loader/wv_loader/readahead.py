@@ -4,6 +4,7 @@ It holds the only copy of what was read: a sample is let go when it is taken, an
 decoded. What is read and when is decided elsewhere (parts.py).
 """
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -154,7 +155,7 @@ class _Request:
         behind = np.cumsum(self.extents.sizes)
         task = (behind - self.extents.sizes) // _TASK_BYTES
         borders = [0, *(np.flatnonzero(np.diff(task)) + 1).tolist(), len(task)]
-        return list(zip(borders[:-1], borders[1:], strict=True))
+        return list(itertools.pairwise(borders))
 
 
 class _Stretch:
