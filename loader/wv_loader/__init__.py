@@ -4,11 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wv_loader.augment import Augment
+from wv_loader.engine import ENGINES
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
 
 __all__ = [
+    "ENGINES",
     "Augment",
     "BadSampleBudgetError",
     "Batch",

@@ -54,17 +54,7 @@ class PillowEngine:
         crops: Crops,
         out: NDArray[np.uint8],
     ) -> list[Failure | None]:
-        """Decode some samples of a batch.
-
-        Args:
-            data: n image files; what is not bytes is passed over and its slot zeroed.
-            widths, heights: (n,) of the stored images as the index has them; the boxes refer to these.
-            crops: n boxes and flips.
-            out: (n, S, S, 3) uint8, written in place; slots without an image are zeroed.
-
-        Returns:
-            For each sample why it failed, or None.
-        """
+        """Decode some samples of a batch; see `Engine.decode`."""
         failures: list[Failure | None] = []
         for i, source in enumerate(data):
             failure = source if isinstance(source, Failure) else None
@@ -90,7 +80,7 @@ def _decode_one(
             box = turn.stored(box, size)
             size = size[::-1] if turn.sides_swapped else size
         left, top, right, bottom = box.tolist()
-        if image.format == "JPEG":
+        if image.format in ("JPEG", "MPO"):
             # The smallest of 1/1, 1/2, 1/4, 1/8 that leaves the filter a good part of the reduction to do.
             wanted = _DRAFT_GAP * size_px
             image.draft("RGB", (_ceil(size[0] * wanted, right - left), _ceil(size[1] * wanted, bottom - top)))

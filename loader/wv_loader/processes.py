@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from wv_loader.buffers import Buffers, Pixels
-from wv_loader.decode_pillow import PillowEngine
+from wv_loader.engine import Engine
 from wv_loader.errors import LoaderError
 from wv_loader.parts import Part
 from wv_loader.readahead import ReadAheadClosedError
@@ -49,7 +49,7 @@ class Workers:
     def __init__(
         self,
         directory: Path,
-        engine: PillowEngine,
+        engine: Engine,
         stats: LoaderStats,
         *,
         processes: int,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_loader.augment import Crops
-from wv_loader.decode_pillow import PillowEngine
+from wv_loader.engine import Engine
 from wv_loader.parts import Part
 from wv_loader.read import Failure, Sample
 from wv_loader.readahead import ReadAhead
@@ -52,7 +52,7 @@ class ThreadStage:
     """Threads that read ahead, and threads that decode. `read` and `decode` are each for one thread."""
 
     def __init__(
-        self, dataset: Dataset, engine: PillowEngine, stats: LoaderStats, *, row_slots: Sequence[int], threads: int
+        self, dataset: Dataset, engine: Engine, stats: LoaderStats, *, row_slots: Sequence[int], threads: int
     ) -> None:
         self._engine = engine
         self._stats = stats
@@ -88,7 +88,7 @@ class _Assembly:
     def __init__(
         self,
         threads: ThreadPoolExecutor,
-        engine: PillowEngine,
+        engine: Engine,
         stats: LoaderStats,
         job: Job,
         pixels: NDArray[np.uint8],

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from wv_loader.buffers import Pixels
-from wv_loader.decode_pillow import PillowEngine
+from wv_loader.engine import Engine
 from wv_loader.errors import LoaderError
 from wv_loader.parts import Part
 from wv_loader.stage import Failures, Job, ThreadStage
@@ -35,7 +35,7 @@ class Setup:
     """First message to a worker."""
 
     directory: Path
-    engine: PillowEngine
+    engine: Engine
     row_slots: list[int]
     """Slots of a batch that each row of this worker fills."""
     threads: int
