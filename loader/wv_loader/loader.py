@@ -4,10 +4,12 @@ It holds (epoch, batches done) and nothing else that a checkpoint needs. What an
 it gets here pipeline.py's.
 """
 
+import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,18 +21,23 @@ import xxhash
 from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops
-from wv_loader.batch import Batch
+from wv_loader.batch import Batch, batch_memory
+from wv_loader.buffers import Buffers
 from wv_loader.engine import make_engine
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
-from wv_loader.pipeline import Job, Pipeline
+from wv_loader.parts import Parts, ReadAheadSize
+from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
+from wv_loader.processes import ProcessStage, Workers
 from wv_loader.read import Failure
 from wv_loader.runs import Layout
+from wv_loader.stage import Job, ThreadStage
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
 _SMALLEST_BUDGET = 16
+_MOST_READ_AHEAD_BYTES = 2 << 30
 
 
 class Loader:
@@ -59,7 +66,10 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         threads: int | None = None,
-        prefetch: int = 4,
+        processes: int = 0,
+        prefetch: int = 3,
+        read_ahead_batches: int = 8,
+        read_ahead_bytes: int | None = None,
         bad_budget: int | float | None = 0.01,
         quarantine: Path | str | None = None,
     ) -> None:
@@ -81,7 +91,14 @@ class Loader:
             augment: ranges of the crops.
             rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
-            prefetch: batches that may be under way.
+            processes: worker processes that share the work and the threads, where there are more cores than one
+                process can feed; at most as many as this rank has streams. 0: none. They live until `close`.
+            prefetch: batches that are decoded ahead, at most.
+            read_ahead_batches: batches beyond these whose files are read ahead, at least. A storage that stands still
+                is not noticed for (prefetch + read_ahead_batches) times the time per batch.
+            read_ahead_bytes: memory for files that are read and not decoded yet. Where the windows of all streams fit
+                into it they are read as a whole, in file order; else in parts. Less than those batches need is
+                exceeded. None: an eighth of the machine's memory, at most 2 GiB, divided by the local ranks.
             bad_budget: failed shows of an epoch on this rank after which iteration stops with an error: a count (int)
                 or a fraction of the data set (float, at least 16 shows); None: never.
             quarantine: file that gets a JSON line for every failed show.
@@ -124,10 +141,32 @@ class Loader:
             )
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
+        # What is read row by row: streams in training, a stretch of slots in evaluation.
+        self._rows = _split(self._slots, len(self._share) if train else max(1, processes))
+        if not 0 <= processes <= min(len(self._rows), len(self._slots)):
+            raise LoaderError(
+                f"processes must be between 0 and {min(len(self._rows), len(self._slots))}, this rank's share of "
+                f"{'the streams' if train else 'a batch'}, got {processes}"
+            )
+        self._row_slots = [len(row) for row in self._rows]
         self._sequential = None if train else SequentialPlan(layout, batch_size)
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
+        self._read_ahead = ReadAheadSize.within(
+            _default_read_ahead() if read_ahead_bytes is None else read_ahead_bytes,
+            sample_bytes=float(layout.sizes.mean()),
+            rows=len(self._rows),
+            row_slots=len(self._slots) // len(self._rows),
+            window=window,
+            lead=read_ahead_batches,
+            streams=parts if train else len(self._rows),
+        )
+        self._shape = shape = (len(self._slots), size_px, size_px, 3)
+        self._buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8), spare=self._prefetch)
+        self._processes = processes
+        self._workers: Workers | None = None
+        self._end_workers: Callable[[], object] = lambda: None
         self._budget = _budget(bad_budget, self.num_samples)
         self._quarantine = None if quarantine is None else Path(quarantine)
         self.stats = LoaderStats()
@@ -272,30 +311,35 @@ class Loader:
         if self._position == 0:
             self._bad_shows = 0
         epoch, numbers = self._epoch, range(self._position, plan.batches)
+        parts = self._parts(plan, numbers.start)
+        stage, memory = self._begin()
         pipeline = Pipeline(
-            lambda number: self._job(plan, epoch, number),
+            lambda number: self._order(plan, parts, epoch, number),
             numbers,
-            dataset=self.dataset,
-            engine=self.engine,
+            stage=stage,
+            memory=memory,
             stats=self.stats,
-            threads=self._threads,
             prefetch=self._prefetch,
+            lead=self._read_ahead.lead,
         )
         with pipeline:
             taken = time.perf_counter()
-            for number in numbers:
+            for _ in numbers:
                 asked = time.perf_counter()
-                batch, failures = pipeline.take(number)
+                batch, failures = pipeline.take()
                 self.stats.busy_seconds_total += asked - taken
                 self.stats.wait_seconds_total += time.perf_counter() - asked
                 self._account(batch, failures)
                 self._position += 1
                 taken = time.perf_counter()
                 yield batch
+                del batch  # its memory may be wanted
         self._epoch, self._position = self._epoch + 1, 0
 
     def close(self) -> None:
-        """Close the shards' files."""
+        """Close the shards' files and end the worker processes. Both are opened anew when they are needed."""
+        self._end_workers()
+        self._workers = None
         self.dataset.close()
 
     def __enter__(self) -> Self:
@@ -305,6 +349,26 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _begin(self) -> tuple[ThreadStage | ProcessStage, Callable[[], torch.Tensor]]:
+        """What reads and decodes in a loop, and the memory of its batches."""
+        if not self._processes:
+            stage = ThreadStage(self.dataset, self.engine, self.stats, row_slots=self._row_slots, threads=self._threads)
+            return stage, batch_memory(self._shape, self._buffers.take)
+        if self._workers is None or self._workers.error is not None:
+            self._end_workers()
+            self._workers = Workers(
+                self.dataset.directory,
+                self.engine,
+                self.stats,
+                processes=self._processes,
+                threads=self._threads,
+                row_slots=self._row_slots,
+                size_px=self.size_px,
+                spare=self._prefetch,
+            )
+            self._end_workers = weakref.finalize(self, self._workers.close)
+        return self._workers.begin(), batch_memory(self._shape, self._workers.memory)
 
     def _account(self, batch: Batch, failures: dict[int, Failure]) -> None:
         """Count a batch and its failed samples, name those, and stop when there are too many."""
@@ -333,7 +397,23 @@ class Loader:
                 row = {"epoch": self._epoch, "batch": batch.index, "ordinal": ordinal, "key": key}
                 file.write(json.dumps({**row, "shard": shard, "reason": str(failures[slot])}) + "\n")
 
-    def _job(self, plan: EpochPlan | SequentialPlan, epoch: int, number: int) -> Job:
+    def _parts(self, plan: EpochPlan | SequentialPlan, first_batch: int) -> Parts:
+        if isinstance(plan, EpochPlan):
+            streams, epoch_plan = self._share, plan
+
+            def window_of(row: int, position: int) -> tuple[NDArray[np.int64], int]:
+                ordinals, first, _ = epoch_plan.window_of(streams[row], position)
+                return ordinals, first
+        else:
+            rows, sequential, count = self._rows, plan, self.options.window
+
+            def window_of(row: int, position: int) -> tuple[NDArray[np.int64], int]:
+                first = position // count * count
+                return sequential.following(rows[row], first, count), first
+
+        return Parts(window_of, self._row_slots, first_batch=first_batch, part=self._read_ahead.part)
+
+    def _order(self, plan: EpochPlan | SequentialPlan, parts: Parts, epoch: int, number: int) -> Order:
         """Everything about a batch that can be known without reading it."""
         ordinals = plan.batch(number, self._share)
         records = self.dataset.index[np.maximum(ordinals, 0)]
@@ -346,15 +426,10 @@ class Loader:
             crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)
         else:
             crops = eval_crops(self.augment, widths, heights, self.size_px)
-        pinned = torch.cuda.is_available()
-        return Job(
-            number=number,
-            ordinals=ordinals,
-            widths=widths,
-            heights=heights,
+        return Order(
+            parts=parts.of(number, ordinals),
+            job=Job(number=number, ordinals=ordinals, widths=widths, heights=heights, crops=crops),
             labels=np.where(present, records["label"], 0).astype(np.int64),
-            crops=crops,
-            images=torch.empty((len(ordinals), self.size_px, self.size_px, 3), dtype=torch.uint8, pin_memory=pinned),
         )
 
 
@@ -401,6 +476,17 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 def _default_threads() -> int:
     cores = len(os.sched_getaffinity(0))
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _default_read_ahead() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory // 8, _MOST_READ_AHEAD_BYTES) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _split(slots: range, pieces: int) -> list[range]:
+    """Cut a range into pieces, alike in length but for one."""
+    borders = [len(slots) * piece // pieces for piece in range(pieces + 1)]
+    return [slots[a:b] for a, b in itertools.pairwise(borders)]
 
 
 def _budget(bad_budget: int | float | None, samples: int) -> int | None:
