@@ -2,7 +2,7 @@
 
 from wv_loader.augment import Augment
 from wv_loader.batch import Batch
-from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
+from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError, StorageError
 from wv_loader.loader import Loader
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
@@ -16,4 +16,5 @@ __all__ = [
     "LoaderError",
     "LoaderStats",
     "StateMismatchError",
+    "StorageError",
 ]

@@ -4,9 +4,7 @@ It holds (epoch, batches done) and nothing else that a checkpoint needs. What an
 it gets here pipeline.py's.
 """
 
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,16 +19,15 @@ from numpy.typing import NDArray
 from wv_loader.augment import Augment, eval_crops, train_crops
 from wv_loader.batch import Batch
 from wv_loader.decode_pillow import PillowEngine
-from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
+from wv_loader.errors import LoaderError, StateMismatchError
+from wv_loader.faults import Faults
 from wv_loader.pipeline import Job, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
-from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
 ENGINES = ("auto", "pillow")
-_SMALLEST_BUDGET = 16
 
 
 class Loader:
@@ -83,8 +80,11 @@ class Loader:
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
             prefetch: batches that may be under way.
             bad_budget: failed shows of an epoch on this rank after which iteration stops with an error: a count (int)
-                or a fraction of the data set (float, at least 16 shows); None: never.
-            quarantine: file that gets a JSON line for every failed show.
+                or a fraction of the epoch's shows on this rank (float, at least 16 shows); None: never. Samples that
+                were known to be bad when the data set was indexed do not count. Unless it is None, iteration also stops
+                as soon as nothing can be read any more.
+            quarantine: file that gets a JSON line for every sample that failed, once per reason; it goes on where it is
+                there, and all ranks may share it.
 
         Raises:
             ShardsError: no finished data set of this format.
@@ -128,14 +128,14 @@ class Loader:
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
-        self._budget = _budget(bad_budget, self.num_samples)
-        self._quarantine = None if quarantine is None else Path(quarantine)
         self.stats = LoaderStats()
+        self._faults = Faults(
+            self.dataset, self.stats, budget=bad_budget, quarantine=None if quarantine is None else Path(quarantine)
+        )
         self._epoch = 0
         self._position = 0
         self._keep_position = False
         self._planned: EpochPlan | None = None
-        self._bad_shows = 0
 
     # -- what the data set holds ------------------------------------------------------------------------------------
 
@@ -249,11 +249,13 @@ class Loader:
 
         Raises:
             BadSampleBudgetError: too many samples failed.
+            StorageError: nothing can be read any more.
         """
+        asked = self.stats.clock()
         plan = self._current_plan()
+        self.stats.add_plan(self.stats.clock() - asked)
         self._keep_position = False
-        if self._position == 0:
-            self._bad_shows = 0
+        self._faults.begin(plan.batches * len(self._slots), afresh=self._position == 0)
         epoch, numbers = self._epoch, range(self._position, plan.batches)
         pipeline = Pipeline(
             lambda number: self._job(plan, epoch, number),
@@ -265,16 +267,15 @@ class Loader:
             prefetch=self._prefetch,
         )
         with pipeline:
-            taken = time.perf_counter()
             for number in numbers:
-                asked = time.perf_counter()
                 batch, failures = pipeline.take(number)
-                self.stats.busy_seconds_total += asked - taken
-                self.stats.wait_seconds_total += time.perf_counter() - asked
-                self._account(batch, failures)
+                self.stats.add_wait(self.stats.clock() - asked)
+                self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
                 self._position += 1
-                taken = time.perf_counter()
+                handed = self.stats.clock()
                 yield batch
+                asked = self.stats.clock()
+                self.stats.add_work(asked - handed)
         self._epoch, self._position = self._epoch + 1, 0
 
     def close(self) -> None:
@@ -288,33 +289,6 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _account(self, batch: Batch, failures: dict[int, Failure]) -> None:
-        """Count a batch and its failed samples, name those, and stop when there are too many."""
-        self.stats.batches += 1
-        self.stats.samples += int(batch.valid.sum())
-        if not failures:
-            return
-        self.stats.failures.update(str(reason) for reason in failures.values())
-        self._bad_shows += len(failures)
-        if self._quarantine is not None:
-            self._name(batch, failures, self._quarantine)
-        if self._budget is not None and self._bad_shows > self._budget:
-            counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.stats.failures.items()))
-            raise BadSampleBudgetError(
-                f"{self._bad_shows} samples of epoch {self._epoch} failed, {self._budget} are allowed ({counts}); "
-                f"run `wv-ingest verify {self.dataset.directory}`, or raise bad_budget"
-            )
-
-    def _name(self, batch: Batch, failures: dict[int, Failure], path: Path) -> None:
-        slots = sorted(failures)
-        ordinals = batch.ordinals[slots].tolist()
-        keys = self.dataset.keys(ordinals)
-        with open(path, "a", encoding="utf-8") as file:
-            for slot, ordinal, key in zip(slots, ordinals, keys, strict=True):
-                shard = self.dataset.shard_path(int(self.dataset.shard_of(ordinal))).name
-                row = {"epoch": self._epoch, "batch": batch.index, "ordinal": ordinal, "key": key}
-                file.write(json.dumps({**row, "shard": shard, "reason": str(failures[slot])}) + "\n")
 
     def _job(self, plan: EpochPlan | SequentialPlan, epoch: int, number: int) -> Job:
         """Everything about a batch that can be known without reading it."""
@@ -384,9 +358,3 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 def _default_threads() -> int:
     cores = len(os.sched_getaffinity(0))
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _budget(bad_budget: int | float | None, samples: int) -> int | None:
-    if bad_budget is None or isinstance(bad_budget, int):
-        return bad_budget
-    return max(_SMALLEST_BUDGET, round(bad_budget * samples))

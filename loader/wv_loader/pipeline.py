@@ -12,7 +12,6 @@ thread reaches the consumer at the batch where it failed. The pipeline decides n
 """
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,6 +71,7 @@ class Pipeline:
         self.dataset = dataset
         self.engine = engine
         self.stats = stats
+        stats.threads.update(read=_READ_THREADS, decode=threads)
         self.readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="wv-read")
         self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="wv-decode")
         self._make_job = make_job
@@ -98,9 +98,10 @@ class Pipeline:
     def take(self, number: int) -> Result:
         """Wait for a batch. Each can be taken once, in the order of their numbers."""
         with self._announced:
+            ready = sum(future.done() for future in self._under_way.values())
+            self.stats.add_depths(ready=ready, under_way=len(self._under_way) - ready)
             self._announced.wait_for(lambda: number in self._under_way)
             future = self._under_way.pop(number)
-            self.stats.ready_batches = sum(other.done() for other in self._under_way.values())
         result = future.result()
         self._room.release()
         return result
@@ -115,7 +116,10 @@ class Pipeline:
                 self._under_way[number] = future
                 self._announced.notify()
             try:
-                _Assembly(self, self._make_job(number), future).start()
+                started = self.stats.clock()
+                job = self._make_job(number)
+                self.stats.add_plan(self.stats.clock() - started)
+                _Assembly(self, job, future).start()
             except Exception as error:
                 future.set_exception(error)
                 return
@@ -149,18 +153,20 @@ class _Assembly:
                     self._future.set_exception(error)
 
     def _read(self, chunk: slice) -> None:
-        started = time.perf_counter()
-        data = read_samples(self._pipeline.dataset, self._job.ordinals[chunk])
+        started = self._pipeline.stats.clock()
+        data = read_samples(
+            self._pipeline.dataset, self._job.ordinals[chunk], on_io_error=self._pipeline.stats.add_io_error
+        )
         size = sum(len(item) for item in data if isinstance(item, bytes))
-        self._pipeline.stats.add_read(time.perf_counter() - started, size)
+        self._pipeline.stats.add_read(self._pipeline.stats.clock() - started, size)
         self._pipeline.decoders.submit(self._guarded, partial(self._decode, chunk, data))
 
     def _decode(self, chunk: slice, data: list[bytes | Failure | None]) -> None:
-        started = time.perf_counter()
+        started = self._pipeline.stats.clock()
         job = self._job
         crops = Crops(boxes=job.crops.boxes[chunk], flips=job.crops.flips[chunk])
         failures = self._pipeline.engine.decode(data, job.widths[chunk], job.heights[chunk], crops, self._pixels[chunk])
-        self._pipeline.stats.add_decode(time.perf_counter() - started)
+        self._pipeline.stats.add_decode(self._pipeline.stats.clock() - started)
         with self._lock:
             self._failures.update({chunk.start + i: f for i, f in enumerate(failures) if f is not None})
             self._left -= 1

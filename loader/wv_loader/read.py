@@ -1,6 +1,7 @@
 """Second stage: from ordinals to the bytes of images, checked. Knows tars; knows no pixels and no order."""
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
 
 import numpy as np
@@ -24,12 +25,15 @@ class Failure(StrEnum):
     """The decoder gave up."""
 
 
-def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[bytes | Failure | None]:
+def read_samples(
+    dataset: Dataset, ordinals: NDArray[np.int64], on_io_error: Callable[[int, int], None] | None = None
+) -> list[bytes | Failure | None]:
     """Read samples of one or more shards.
 
     Args:
         dataset: an open data set.
         ordinals: (n,); −1 stands for no sample.
+        on_io_error: told the shard's number and the errno of every read that the operating system refused.
 
     Returns:
         For each ordinal its image file, or why there is none, or None where the ordinal is −1. Never raises for a
@@ -50,17 +54,28 @@ def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[bytes | 
             int(record["size"]),
             int(record["checksum"]),
             int(record["flags"]),
+            on_io_error,
         )
     return results
 
 
-def _read(dataset: Dataset, shard: int, offset: int, size: int, expected: int, flags: int) -> bytes | Failure:
+def _read(
+    dataset: Dataset,
+    shard: int,
+    offset: int,
+    size: int,
+    expected: int,
+    flags: int,
+    on_io_error: Callable[[int, int], None] | None,
+) -> bytes | Failure:
     if flags & FLAG_BAD:
         return Failure.KNOWN_BAD
     try:
         with dataset.descriptor(shard) as descriptor:
             data = os.pread(descriptor, size, offset)
-    except OSError:
+    except OSError as error:
+        if on_io_error is not None:
+            on_io_error(shard, error.errno or 0)
         return Failure.IO_ERROR
     if len(data) != size:
         return Failure.SHORT_READ

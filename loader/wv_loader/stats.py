@@ -1,39 +1,95 @@
-"""What the loader did and waited for: sums and counts, so that they can be added over ranks and divided last."""
+"""What the loader did and waited for, and which stage is the slow one.
+
+Sums and counts, so that they can be added over ranks and divided last. A stage is judged by its occupancy, busy seconds
+over the seconds that its threads had: summed seconds alone would blame the stage that has the most threads.
+"""
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
+
+from wv_loader.read import Failure
+
+STAGES = ("plan", "read", "decode")
 
 _CONSUMER_WAIT_FRACTION = 0.02
 """Below this share of waiting, the consumer of the batches is the slow stage."""
+_IDLE_OCCUPANCY = 0.5
+"""Where no stage is busier than this and the consumer waits, too few batches are under way."""
+
+_SUMS = (
+    "batches",
+    "samples",
+    "bytes",
+    "wait_seconds_total",
+    "busy_seconds_total",
+    *(f"{stage}_seconds_total" for stage in STAGES),
+    *(f"{stage}_capacity_seconds_total" for stage in STAGES),
+    "ready_batches_total",
+)
+
+_ADVICE = {
+    "consumer": "the loader keeps up",
+    "plan": "larger batches, or a core that is free for planning, would help",
+    "read": "a faster disk, smaller images or more read-ahead (prefetch) would help",
+    "decode": "more threads (cores), the turbo engine or shards of smaller images would help",
+}
 
 
 @dataclass(kw_only=True, slots=True)
 class LoaderStats:
-    """Totals since the loader was made. Readable at any time, from any thread."""
+    """Totals since the loader was made. Readable at any time, from any thread; `since` gives those of an epoch."""
 
     batches: int = 0
+    """Batches taken by the consumer."""
     samples: int = 0
     """Shows handed out, bad and padded ones not counted."""
     bytes: int = 0
     """Bytes of image files read."""
     wait_seconds_total: float = 0.0
-    """Time that the consumer waited for a batch."""
+    """Time that the consumer waited for a batch, the epoch's planning included."""
     busy_seconds_total: float = 0.0
-    """Time between batches that the consumer spent elsewhere."""
+    """Time that the consumer spent with a batch."""
+    plan_seconds_total: float = 0.0
+    """Time at work, of the thread that plans batches; waiting for room is not work."""
     read_seconds_total: float = 0.0
-    """Summed over threads."""
+    """Time at work, summed over threads."""
     decode_seconds_total: float = 0.0
-    """Summed over threads."""
+    """Time at work, summed over threads."""
+    plan_capacity_seconds_total: float = 0.0
+    """Time that the stage's threads had while the consumer waited or worked: threads · seconds."""
+    read_capacity_seconds_total: float = 0.0
+    decode_capacity_seconds_total: float = 0.0
+    ready_batches_total: int = 0
+    """Queue depth, summed over takes: finished batches that lay ready when the consumer asked for one."""
     ready_batches: int = 0
-    """Queue depth: finished batches that waited when the last one was taken."""
+    """Queue depth now: finished batches that wait for the consumer."""
+    batches_under_way: int = 0
+    """Queue depth now: batches that are planned and not finished."""
     failures: Counter[str] = field(default_factory=Counter)
     """Masked shows by reason."""
+    io_errors: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Reads that the operating system refused, by (number of the shard, errno)."""
+    ranks: int = 1
+    """Ranks whose figures are added up here."""
+    threads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 1))
+    """Threads of each stage, on this rank."""
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
+    """What every time here is measured with, in seconds."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    # -- counted by the stages --------------------------------------------------------------------------------------
+
+    def add_plan(self, seconds: float) -> None:
+        """Count the planning of a batch, or of an epoch."""
+        with self._lock:
+            self.plan_seconds_total += seconds
+
     def add_read(self, seconds: float, size: int) -> None:
-        """Count one task of the read stage."""
+        """Count one task of the read stage, of `size` bytes."""
         with self._lock:
             self.read_seconds_total += seconds
             self.bytes += size
@@ -43,6 +99,83 @@ class LoaderStats:
         with self._lock:
             self.decode_seconds_total += seconds
 
+    def add_io_error(self, shard: int, errno: int) -> None:
+        """Count a read of a shard (its number) that the operating system refused."""
+        with self._lock:
+            self.io_errors[shard, errno] += 1
+
+    def add_depths(self, *, ready: int, under_way: int) -> None:
+        """Note the queues' depths when the consumer asks for a batch."""
+        with self._lock:
+            self.ready_batches, self.batches_under_way = ready, under_way
+            self.ready_batches_total += ready
+
+    def add_wait(self, seconds: float) -> None:
+        """Count a wait of the consumer for a batch, which it then took."""
+        with self._lock:
+            self.batches += 1
+            self.wait_seconds_total += seconds
+            self._grant(seconds)
+
+    def add_work(self, seconds: float) -> None:
+        """Count the time that the consumer spent with a batch."""
+        with self._lock:
+            self.busy_seconds_total += seconds
+            self._grant(seconds)
+
+    def add_outcome(self, samples: int, failures: Counter[str]) -> None:
+        """Count what a batch held: samples shown, and masked ones by reason."""
+        with self._lock:
+            self.samples += samples
+            self.failures.update(failures)
+
+    def _grant(self, seconds: float) -> None:
+        self.plan_capacity_seconds_total += seconds * self.threads["plan"]
+        self.read_capacity_seconds_total += seconds * self.threads["read"]
+        self.decode_capacity_seconds_total += seconds * self.threads["decode"]
+
+    # -- parts and sums ---------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Self:
+        """A copy that no longer changes, for `since`."""
+        with self._lock:
+            return type(self)(
+                **{name: getattr(self, name) for name in (*_SUMS, "ready_batches", "batches_under_way", "ranks")},
+                failures=Counter(self.failures),
+                io_errors=Counter(self.io_errors),
+                threads=dict(self.threads),
+            )
+
+    def since(self, earlier: "LoaderStats") -> Self:
+        """What was added after a snapshot; depths are those of now."""
+        now = self.snapshot()
+        for name in _SUMS:
+            setattr(now, name, getattr(now, name) - getattr(earlier, name))
+        now.failures -= earlier.failures
+        now.io_errors -= earlier.io_errors
+        return now
+
+    def as_row(self) -> list[float]:
+        """The sums as numbers, alike on all ranks in length and order, for `from_rows`. Shards' errors stay here."""
+        with self._lock:
+            return [*(float(getattr(self, name)) for name in _SUMS), *(float(self.failures[f]) for f in Failure)]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> Self:
+        """The sum over ranks of their `as_row`."""
+        sums = [sum(column) for column in zip(*rows, strict=True)]
+        values: dict[str, Any] = dict(zip(_SUMS, sums[: len(_SUMS)], strict=True))
+        values |= {name: int(values[name]) for name in ("batches", "samples", "bytes", "ready_batches_total")}
+        counts = {str(failure): int(n) for failure, n in zip(Failure, sums[len(_SUMS) :], strict=True) if n}
+        return cls(**values, failures=Counter(counts), ranks=len(rows))
+
+    # -- what they say ----------------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Time from the first batch asked for to the last one done with, mean over ranks."""
+        return (self.wait_seconds_total + self.busy_seconds_total) / self.ranks
+
     @property
     def wait_fraction(self) -> float:
         """Share of the consumer's time that it waited for data."""
@@ -50,32 +183,44 @@ class LoaderStats:
         return self.wait_seconds_total / total if total else 0.0
 
     @property
+    def occupancy(self) -> dict[str, float]:
+        """Share of each stage's time that its threads were at work."""
+        pairs = {s: (getattr(self, f"{s}_seconds_total"), getattr(self, f"{s}_capacity_seconds_total")) for s in STAGES}
+        return {stage: busy / capacity if capacity else 0.0 for stage, (busy, capacity) in pairs.items()}
+
+    @property
     def bottleneck(self) -> str:
-        """The slow stage: `consumer`, `read` or `decode`."""
+        """The slow stage: `consumer` where it hardly waits, else the busiest of `plan`, `read` and `decode`."""
         if self.wait_fraction < _CONSUMER_WAIT_FRACTION:
             return "consumer"
-        return "read" if self.read_seconds_total > self.decode_seconds_total else "decode"
+        occupancy = self.occupancy
+        return max(STAGES, key=lambda stage: occupancy[stage])
+
+    @property
+    def advice(self) -> str:
+        """What would help, for a person."""
+        if self.bottleneck != "consumer" and max(self.occupancy.values()) < _IDLE_OCCUPANCY:
+            return "no stage is busy half of the time: more batches under way (prefetch), or longer epochs, would help"
+        return _ADVICE[self.bottleneck]
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, JSON-able."""
-        return {
-            "batches": self.batches,
-            "samples": self.samples,
-            "bytes": self.bytes,
-            "wait_seconds_total": self.wait_seconds_total,
-            "busy_seconds_total": self.busy_seconds_total,
-            "read_seconds_total": self.read_seconds_total,
-            "decode_seconds_total": self.decode_seconds_total,
-            "wait_fraction": self.wait_fraction,
-            "ready_batches": self.ready_batches,
-            "failures": dict(self.failures),
-            "bottleneck": self.bottleneck,
-        }
+        with self._lock:
+            values: dict[str, Any] = {name: getattr(self, name) for name in _SUMS}
+            values |= {"ready_batches": self.ready_batches, "batches_under_way": self.batches_under_way}
+            values["failures"] = dict(self.failures)
+            values["io_errors"] = sum(self.io_errors.values())
+        occupancy = {f"{stage}_occupancy": value for stage, value in self.occupancy.items()}
+        return {**values, "wait_fraction": self.wait_fraction, **occupancy, "bottleneck": self.bottleneck}
 
     def __str__(self) -> str:
+        """One line for a person: how much, how long, who was slow, what would help."""
+        seconds, stage, busy = self.seconds, self.bottleneck, self.occupancy
+        rates = f", {self.samples / seconds:,.0f} samples/s, {self.bytes / 1e6 / seconds:.1f} MB/s" if seconds else ""
         failed = ", ".join(f"{count} {reason}" for reason, count in sorted(self.failures.items()))
         return (
-            f"{self.samples} samples in {self.batches} batches, {self.bytes / 1e6:.1f} MB; waited for data "
-            f"{self.wait_fraction:.1%} of the time ({self.wait_seconds_total:.1f} s); slowest: {self.bottleneck}"
+            f"{self.samples:,} samples in {self.batches // self.ranks:,} batches, {seconds:.1f} s{rates}; waited for "
+            f"data {self.wait_fraction:.1%} of the time; slow stage: {stage} "
+            f"(at work: {', '.join(f'{name} {busy[name]:.0%}' for name in STAGES)}): {self.advice}"
             + (f"; masked: {failed}" if failed else "")
         )
