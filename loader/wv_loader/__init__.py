@@ -4,6 +4,7 @@ from wv_loader.augment import Augment
 from wv_loader.batch import Batch
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError, StorageError
 from wv_loader.loader import Loader
+from wv_loader.metrics import MetricsServer, serve_metrics
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
 
@@ -15,6 +16,8 @@ __all__ = [
     "Loader",
     "LoaderError",
     "LoaderStats",
+    "MetricsServer",
     "StateMismatchError",
     "StorageError",
+    "serve_metrics",
 ]

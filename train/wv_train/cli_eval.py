@@ -18,6 +18,7 @@ from wv_train.distributed import World, open_world
 from wv_train.errors import TrainError
 from wv_train.evaluate import evaluate
 from wv_train.models import make_model
+from wv_train.options import bad_budget_option
 from wv_train.recipe import recipe_from_table
 from wv_train.run_directory import RunDirectory
 
@@ -35,6 +36,7 @@ Examples:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Instead of eval.json in the run's folder.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Instead of the recipe's; does not change the result.")
 @click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
+@bad_budget_option
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.version_option(package_name="wv-toolkit")
 def command(
@@ -44,6 +46,7 @@ def command(
     json_path: Path | None,
     batch_size: int | None,
     loader_threads: int | None,
+    bad_budget: int | float | None,
     device: str,
 ) -> None:
     """Top-1, top-5, per class and per band of the training set, from a single centre crop of each image."""
@@ -52,7 +55,7 @@ def command(
     if batch_size:
         info["recipe"]["batch_size"] = batch_size
     with open_world(device) as world:
-        result = evaluate_run(run, info, shards, checkpoint, world, loader_threads)
+        result = evaluate_run(run, info, shards, checkpoint, world, loader_threads, bad_budget)
         if world.is_main:
             _write(json_path or run.eval_json, result)
             _show(result)
@@ -77,7 +80,13 @@ def main() -> None:
 
 
 def evaluate_run(
-    run: RunDirectory, info: dict[str, Any], shards: Path, checkpoint: str, world: World, loader_threads: int | None
+    run: RunDirectory,
+    info: dict[str, Any],
+    shards: Path,
+    checkpoint: str,
+    world: World,
+    loader_threads: int | None,
+    bad_budget: int | float | None = 0.01,
 ) -> dict[str, Any]:
     """The content of eval.json. Raises TrainError, LoaderError, ShardsError."""
     recipe = recipe_from_table(info["recipe"])
@@ -86,7 +95,10 @@ def evaluate_run(
     model = make_model(recipe.model, len(classes))
     model.load_state_dict(state.model)
     model.to(world.device)
-    with closing(open_validation_loader(shards, recipe, world, classes=classes, threads=loader_threads)) as loader:
+    loading = open_validation_loader(
+        shards, recipe, world, classes=classes, threads=loader_threads, bad_budget=bad_budget
+    )
+    with closing(loading) as loader:
         sums = evaluate(model, loader, world)
     return {
         **sums.overall(),
