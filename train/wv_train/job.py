@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -79,11 +79,7 @@ def run_job(job: Job) -> None:
     with open_world(job.device) as world, ExitStack() as cleanup:
         model, plans, facts = prepare(job, world, checkpoint)
         screen = Screen()
-        metrics = (
-            cleanup.enter_context(_serve_metrics(job, job.metrics_port, world))
-            if job.metrics_port is not None
-            else None
-        )
+        metrics = cleanup.enter_context(_serve_metrics(job, world))
         say = screen.say if world.is_main else _silent
         for line in opening_lines(job, world, model, plans, facts):
             say(line)
@@ -217,9 +213,11 @@ def _facts(loader: Loader) -> Facts:
     )
 
 
-def _serve_metrics(job: Job, port: int, world: World) -> MetricsServer:
-    own_port = port + int(os.environ.get("LOCAL_RANK", "0")) if port else 0
-    return serve_metrics(LoaderStats(), own_port, host=job.metrics_host, rank=world.rank)
+def _serve_metrics(job: Job, world: World) -> AbstractContextManager[MetricsServer | None]:
+    if job.metrics_port is None:
+        return nullcontext()
+    port = job.metrics_port + int(os.environ.get("LOCAL_RANK", "0")) if job.metrics_port else 0
+    return serve_metrics(LoaderStats(), port, host=job.metrics_host, rank=world.rank)
 
 
 def _training_data(job: Job, world: World, facts: Facts, metrics: MetricsServer | None) -> TrainingData:

@@ -20,6 +20,6 @@ def _bad_budget(text: str) -> int | float | None:
         budget = int(text) if text.isdecimal() else float(text)
     except ValueError:
         budget = -1
-    if isinstance(budget, float) and not 0.0 <= budget <= 1.0 or budget < 0:
+    if (isinstance(budget, float) and not 0.0 <= budget <= 1.0) or budget < 0:
         raise click.BadParameter(f"expected a count (100), a fraction (0.02) or none, found {text!r}")
     return budget
