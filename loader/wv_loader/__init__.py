@@ -2,6 +2,7 @@
 
 from wv_loader.augment import Augment
 from wv_loader.batch import Batch
+from wv_loader.engine import ENGINES
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError, StorageError
 from wv_loader.loader import Loader
 from wv_loader.metrics import MetricsServer, serve_metrics
@@ -9,6 +10,7 @@ from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
 
 __all__ = [
+    "ENGINES",
     "Augment",
     "BadSampleBudgetError",
     "Batch",

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from wv_loader import LoaderError
+from wv_loader import ENGINES, LoaderError
 from wv_shards import ShardsError
 from wv_train.data import DataConfig
 from wv_train.distributed import open_world
@@ -47,6 +47,9 @@ Examples:
     "--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics; local rank k takes PORT + k."
 )
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address that --metrics-port listens on.")
+@click.option(
+    "--engine", type=click.Choice(ENGINES), help="Decoder; the fastest that is built here, or the resumed run's."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--exclude",
@@ -70,6 +73,7 @@ def command(
     bad_budget: int | float | None,
     metrics_port: int | None,
     metrics_host: str,
+    engine: str | None,
     device: str,
     exclude: tuple[Path, ...],
     print_recipe: bool,
@@ -92,6 +96,7 @@ def command(
         shards = shards or Path(saved["shards"])
         val = val or (Path(saved["val"]) if saved["val"] else None)
         exclude = exclude or tuple(Path(path) for path in saved["exclude"])
+        engine = engine or saved["engine"]
     if shards is None:
         raise click.UsageError("--shards is missing: a folder made by wv-ingest build-shards")
     job = Job(
@@ -100,6 +105,7 @@ def command(
             shards=shards,
             val=val,
             exclude=exclude,
+            engine=engine or "auto",
             loader_threads=loader_threads,
             bad_budget=bad_budget,
             quarantine=RunDirectory(out).quarantine if out is not None else None,

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from wv_loader import LoaderError
+from wv_loader import ENGINES, LoaderError
 from wv_shards import ShardsError, band_range, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import open_validation_loader
@@ -37,6 +37,7 @@ Examples:
 @click.option("--batch-size", type=click.IntRange(min=1), help="Instead of the recipe's; does not change the result.")
 @click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
 @bad_budget_option
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Decoder.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.version_option(package_name="wv-toolkit")
 def command(
@@ -46,6 +47,7 @@ def command(
     json_path: Path | None,
     batch_size: int | None,
     loader_threads: int | None,
+    engine: str,
     bad_budget: int | float | None,
     device: str,
 ) -> None:
@@ -55,7 +57,7 @@ def command(
     if batch_size:
         info["recipe"]["batch_size"] = batch_size
     with open_world(device) as world:
-        result = evaluate_run(run, info, shards, checkpoint, world, loader_threads, bad_budget)
+        result = evaluate_run(run, info, shards, checkpoint, world, engine, loader_threads, bad_budget)
         if world.is_main:
             _write(json_path or run.eval_json, result)
             _show(result)
@@ -85,6 +87,7 @@ def evaluate_run(
     shards: Path,
     checkpoint: str,
     world: World,
+    engine: str,
     loader_threads: int | None,
     bad_budget: int | float | None = 0.01,
 ) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def evaluate_run(
     model.load_state_dict(state.model)
     model.to(world.device)
     loading = open_validation_loader(
-        shards, recipe, world, classes=classes, threads=loader_threads, bad_budget=bad_budget
+        shards, recipe, world, classes=classes, engine=engine, threads=loader_threads, bad_budget=bad_budget
     )
     with closing(loading) as loader:
         sums = evaluate(model, loader, world)
@@ -106,6 +109,7 @@ def evaluate_run(
         "per_band": sums.by_band(info["class_bands"]),
         "shards": str(shards),
         "checkpoint": checkpoint,
+        "engine": loader.engine.name,
         "step": state.position["step"],
     }
 
