@@ -4,8 +4,10 @@ It holds (epoch, batches done) and nothing else that a checkpoint needs. What an
 it gets here pipeline.py's.
 """
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,15 +20,20 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops
 from wv_loader.batch import Batch
+from wv_loader.buffers import Buffers, batch_memory
 from wv_loader.engine import make_engine
 from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
-from wv_loader.pipeline import Job, Pipeline
+from wv_loader.parts import Parts, ReadAheadSize
+from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
+from wv_loader.processes import ProcessStage, Workers
+from wv_loader.stage import Job, ThreadStage
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
+_MOST_READ_AHEAD_BYTES = 2 << 30
 
 
 class Loader:
@@ -55,7 +62,10 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         threads: int | None = None,
-        prefetch: int = 4,
+        processes: int = 0,
+        prefetch: int = 3,
+        read_ahead_batches: int = 8,
+        read_ahead_bytes: int | None = None,
         bad_budget: int | float | None = 0.01,
         quarantine: Path | str | None = None,
     ) -> None:
@@ -77,7 +87,14 @@ class Loader:
             augment: ranges of the crops.
             rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
-            prefetch: batches that may be under way.
+            processes: worker processes that share the work and the threads, where there are more cores than one
+                process can feed; at most as many as this rank has streams. 0: none. They live until `close`.
+            prefetch: batches that are decoded ahead, at most.
+            read_ahead_batches: batches beyond these whose files are read ahead, at least. A storage that stands still
+                is not noticed for (prefetch + read_ahead_batches) times the time per batch.
+            read_ahead_bytes: memory for files that are read and not decoded yet. Where the windows of all streams fit
+                into it they are read as a whole, in file order; else in parts. Less than those batches need is
+                exceeded. None: an eighth of the machine's memory, at most 2 GiB, divided by the local ranks.
             bad_budget: failed shows of an epoch on this rank after which iteration stops with an error: a count (int)
                 or a fraction of the epoch's shows on this rank (float, at least 16 shows); None: never. Samples that
                 were known to be bad when the data set was indexed do not count. Unless it is None, iteration also stops
@@ -121,10 +138,31 @@ class Loader:
             )
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
+        # What is read row by row: streams in training, a stretch of slots in evaluation.
+        self._rows = _split(self._slots, len(self._share) if train else max(1, processes))
+        if not 0 <= processes <= min(len(self._rows), len(self._slots)):
+            raise LoaderError(
+                f"processes must be between 0 and {min(len(self._rows), len(self._slots))}, this rank's share of "
+                f"{'the streams' if train else 'a batch'}, got {processes}"
+            )
+        self._row_slots = [len(row) for row in self._rows]
         self._sequential = SequentialPlan(layout, batch_size)
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
+        self._read_ahead = ReadAheadSize.within(
+            _default_read_ahead() if read_ahead_bytes is None else read_ahead_bytes,
+            sample_bytes=float(layout.sizes.mean()),
+            rows=len(self._rows),
+            row_slots=len(self._slots) // len(self._rows),
+            window=window,
+            lead=read_ahead_batches,
+        )
+        self._shape = shape = (len(self._slots), size_px, size_px, 3)
+        self._buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8))
+        self._processes = processes
+        self._workers: Workers | None = None
+        self._end_workers: Callable[[], object] = lambda: None
         self.stats = LoaderStats()
         self._faults = Faults(
             self.dataset, self.stats, budget=bad_budget, quarantine=None if quarantine is None else Path(quarantine)
@@ -254,29 +292,34 @@ class Loader:
         self._keep_position = False
         self._faults.begin(plan.batches * len(self._slots), afresh=self._position == 0)
         epoch, numbers = self._epoch, range(self._position, plan.batches)
+        parts = self._parts(plan, numbers.start)
+        stage, memory = self._begin()
         pipeline = Pipeline(
-            lambda number: self._job(plan, epoch, number),
+            lambda number: self._order(plan, parts, epoch, number),
             numbers,
-            dataset=self.dataset,
-            engine=self.engine,
+            stage=stage,
+            memory=memory,
             stats=self.stats,
-            threads=self._threads,
             prefetch=self._prefetch,
+            lead=self._read_ahead.lead,
         )
         with pipeline:
             for number in numbers:
-                batch, failures = pipeline.take(number)
+                batch, failures = pipeline.take()
                 self.stats.add_wait(self.stats.clock() - asked)
                 self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
                 self._position += 1
                 handed = self.stats.clock()
                 yield batch
+                del batch  # its memory may be wanted
                 asked = self.stats.clock()
                 self.stats.add_work(asked - handed)
         self._epoch, self._position = self._epoch + 1, 0
 
     def close(self) -> None:
-        """Close the shards' files."""
+        """Close the shards' files and end the worker processes. Both are opened anew when they are needed."""
+        self._end_workers()
+        self._workers = None
         self.dataset.close()
 
     def __enter__(self) -> Self:
@@ -287,7 +330,41 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _job(self, plan: EpochPlan | SequentialPlan, epoch: int, number: int) -> Job:
+    def _begin(self) -> tuple[ThreadStage | ProcessStage, Callable[[], torch.Tensor]]:
+        """What reads and decodes in a loop, and the memory of its batches."""
+        if not self._processes:
+            stage = ThreadStage(self.dataset, self.engine, self.stats, row_slots=self._row_slots, threads=self._threads)
+            return stage, batch_memory(self._shape, self._buffers.take)
+        if self._workers is None or self._workers.error is not None:
+            self._end_workers()
+            self._workers = Workers(
+                self.dataset.directory,
+                self.engine,
+                self.stats,
+                processes=self._processes,
+                threads=self._threads,
+                row_slots=self._row_slots,
+                size_px=self.size_px,
+            )
+            self._end_workers = weakref.finalize(self, self._workers.close)
+        return self._workers.begin(), batch_memory(self._shape, self._workers.memory)
+
+    def _parts(self, plan: EpochPlan | SequentialPlan, first_batch: int) -> Parts:
+        if isinstance(plan, EpochPlan):
+            streams, epoch_plan = self._share, plan
+
+            def following(row: int, position: int) -> NDArray[np.int64]:
+                ordinals, first, _ = epoch_plan.window_of(streams[row], position)
+                return ordinals[position - first :]
+        else:
+            rows, sequential, count = self._rows, plan, self.options.window
+
+            def following(row: int, position: int) -> NDArray[np.int64]:
+                return sequential.following(rows[row], position, count)
+
+        return Parts(following, self._row_slots, first_batch=first_batch, longest=self._read_ahead.part)
+
+    def _order(self, plan: EpochPlan | SequentialPlan, parts: Parts, epoch: int, number: int) -> Order:
         """Everything about a batch that can be known without reading it."""
         ordinals = plan.batch(number, self._share)
         records = self.dataset.index[np.maximum(ordinals, 0)]
@@ -300,15 +377,10 @@ class Loader:
             crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)
         else:
             crops = eval_crops(self.augment, widths, heights, self.size_px)
-        pinned = torch.cuda.is_available()
-        return Job(
-            number=number,
-            ordinals=ordinals,
-            widths=widths,
-            heights=heights,
+        return Order(
+            parts=parts.of(number, ordinals),
+            job=Job(number=number, ordinals=ordinals, widths=widths, heights=heights, crops=crops),
             labels=np.where(present, records["label"], 0).astype(np.int64),
-            crops=crops,
-            images=torch.empty((len(ordinals), self.size_px, self.size_px, 3), dtype=torch.uint8, pin_memory=pinned),
         )
 
 
@@ -355,3 +427,14 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 def _default_threads() -> int:
     cores = len(os.sched_getaffinity(0))
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _default_read_ahead() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory // 8, _MOST_READ_AHEAD_BYTES) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _split(slots: range, pieces: int) -> list[range]:
+    """Cut a range into pieces, alike in length but for one."""
+    borders = [len(slots) * piece // pieces for piece in range(pieces + 1)]
+    return [slots[a:b] for a, b in itertools.pairwise(borders)]

@@ -10,7 +10,6 @@ number is a splitmix64 hash of (seed, purpose, …). The plan speaks of ordinals
 """
 
 import itertools
-from collections import OrderedDict
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -254,7 +253,7 @@ class Plan:
 
 
 class EpochPlan:
-    """One epoch, ready to be asked for any batch. Not safe to share between threads."""
+    """One epoch, ready to be asked for any batch, by any thread."""
 
     def __init__(self, plan: Plan, epoch: int, runs: I64, numbers: I64, shows: I64) -> None:
         self.plan = plan
@@ -269,7 +268,7 @@ class EpochPlan:
         self.samples = int(self._line[-1])
         """L: shows of the epoch, padding not counted."""
         self.batches = -(-self.samples // plan.options.batch_size)
-        self._windows: OrderedDict[tuple[int, int], I64] = OrderedDict()
+        self._held: list[tuple[tuple[I64, int, int], ...]] = [()] * plan.options.resolved_streams
 
     def batch(self, number: int, streams: range) -> I64:
         """Ordinals of a batch, for a range of streams.
@@ -287,12 +286,35 @@ class EpochPlan:
             start = number * per_stream
             stop = min(start + per_stream, self._stream_start(stream + 1) - self._stream_start(stream))
             while start < stop:
-                window, first, last = self._window_at(stream, start)
-                samples = self._window_samples(stream, window, first, last)
-                part = samples[start - first : min(stop, last) - first]
+                samples, first, _ = self.window_of(stream, start)
+                part = samples[start - first : stop - first]
                 ordinals[row, start - number * per_stream :][: len(part)] = part
                 start += len(part)
         return ordinals.reshape(-1)
+
+    def window_of(self, stream: int, position: int) -> tuple[I64, int, int]:
+        """The window of a stream that holds a position: the samples that are read and shuffled together.
+
+        Args:
+            stream: 0 … V−1.
+            position: in the stream; batch b takes positions b·B/V … (b + 1)·B/V − 1.
+
+        Returns:
+            (n,) ordinals in the order in which they are shown; the position of the first; the window's number.
+
+        Raises:
+            IndexError: the stream has no such position.
+        """
+        for held in self._held[stream]:
+            if held[1] <= position < held[1] + len(held[0]):
+                return held
+        if not 0 <= position < self._stream_start(stream + 1) - self._stream_start(stream):
+            raise IndexError(f"stream {stream} of epoch {self.epoch} has no position {position}")
+        number, first, last = self._window_at(stream, position)
+        window = self._window_samples(stream, number, first, last), first, number
+        # Two: the one in use, and the one that is read ahead or that the end of a batch has begun.
+        self._held[stream] = (window, *self._held[stream][:1])
+        return window
 
     def _stream_start(self, stream: int) -> int:
         """Place on the line where a stream begins; its end is the next one's beginning."""
@@ -316,10 +338,7 @@ class EpochPlan:
         return j, (0 if j < 0 else border(j)), border(j + 1)
 
     def _window_samples(self, stream: int, window: int, first: int, last: int) -> I64:
-        """Ordinals of a window, shuffled; kept until its stream has moved on."""
-        cached = self._windows.get((stream, window))
-        if cached is not None:
-            return cached
+        """Ordinals of a window, shuffled."""
         start = self._stream_start(stream) + first
         stop = self._stream_start(stream) + last
         head = int(np.searchsorted(self._line, start, side="right")) - 1
@@ -329,12 +348,7 @@ class EpochPlan:
         ordinals = ordinals[skipped : skipped + stop - start]
         places = np.arange(len(ordinals))
         drawn = combine(self.plan.options.seed, _Purpose.WINDOW, self.epoch, stream, window + 1, places)
-        shuffled = ordinals[np.argsort(drawn, kind="stable")]
-        self._windows[stream, window] = shuffled
-        # A batch may touch two windows of every stream.
-        while len(self._windows) > 2 * self.plan.options.resolved_streams:
-            self._windows.popitem(last=False)
-        return shuffled
+        return ordinals[np.argsort(drawn, kind="stable")]
 
 
 class SequentialPlan:
@@ -352,6 +366,19 @@ class SequentialPlan:
         ordinals = np.full(len(slots), -1, dtype=np.int64)
         part = self._ordinals[number * self._batch_size :][: self._batch_size][slots.start : slots.stop]
         ordinals[: len(part)] = part
+        return ordinals
+
+    def following(self, slots: range, position: int, count: int) -> I64:
+        """(count,) ordinals that some slots show, batch after batch, from a position on; fewer behind the last sample.
+
+        Args:
+            slots: of every batch.
+            position: n · len(slots) is the first slot of the range in batch n.
+            count: how many.
+        """
+        positions = position + np.arange(count)
+        places = positions // len(slots) * self._batch_size + slots.start + positions % len(slots)
+        ordinals: I64 = self._ordinals[places[places < len(self._ordinals)]]
         return ordinals
 
 

@@ -1,7 +1,9 @@
 """What the loader did and waited for, and which stage is the slow one.
 
-Sums and counts, so that they can be added over ranks and divided last. A stage is judged by its occupancy, busy seconds
-over the seconds that its threads had: summed seconds alone would blame the stage that has the most threads.
+Sums and counts, so that they can be added over ranks and divided last. Planning and decoding are judged by their
+occupancy, busy seconds over the seconds that their threads had: summed seconds alone would blame whoever has the most
+threads. Reading has many threads that wait for disks, mostly ahead of time: it is judged by how long decoders with room
+waited for files.
 """
 
 import threading
@@ -28,6 +30,7 @@ _SUMS = (
     "busy_seconds_total",
     *(f"{stage}_seconds_total" for stage in STAGES),
     *(f"{stage}_capacity_seconds_total" for stage in STAGES),
+    "read_late_seconds_total",
     "ready_batches_total",
 )
 
@@ -56,7 +59,9 @@ class LoaderStats:
     plan_seconds_total: float = 0.0
     """Time at work, of the thread that plans batches; waiting for room is not work."""
     read_seconds_total: float = 0.0
-    """Time at work, summed over threads."""
+    """Time at work, waits for the disk included, summed over threads."""
+    read_late_seconds_total: float = 0.0
+    """Time that decoding waited for files, having room; summed over processes where there are several."""
     decode_seconds_total: float = 0.0
     """Time at work, summed over threads."""
     plan_capacity_seconds_total: float = 0.0
@@ -76,7 +81,7 @@ class LoaderStats:
     ranks: int = 1
     """Ranks whose figures are added up here."""
     threads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 1))
-    """Threads of each stage, on this rank."""
+    """Of each stage on this rank, what its share is of: planning threads, processes that wait for reads, decoders."""
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
     """What every time here is measured with, in seconds."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -99,10 +104,15 @@ class LoaderStats:
         with self._lock:
             self.decode_seconds_total += seconds
 
-    def add_io_error(self, shard: int, errno: int) -> None:
-        """Count a read of a shard (its number) that the operating system refused."""
+    def add_late(self, seconds: float) -> None:
+        """Count a wait for files by a stage that could have decoded them."""
         with self._lock:
-            self.io_errors[shard, errno] += 1
+            self.read_late_seconds_total += seconds
+
+    def add_io_error(self, shard: int, errno: int, count: int = 1) -> None:
+        """Count samples of a shard (its number) whose read the operating system refused."""
+        with self._lock:
+            self.io_errors[shard, errno] += count
 
     def add_depths(self, *, ready: int, under_way: int) -> None:
         """Note the queues' depths when the consumer asks for a batch."""
@@ -184,13 +194,14 @@ class LoaderStats:
 
     @property
     def occupancy(self) -> dict[str, float]:
-        """Share of each stage's time that its threads were at work."""
-        pairs = {s: (getattr(self, f"{s}_seconds_total"), getattr(self, f"{s}_capacity_seconds_total")) for s in STAGES}
-        return {stage: busy / capacity if capacity else 0.0 for stage, (busy, capacity) in pairs.items()}
+        """Share of the time that planning and decoding threads were at work, and that reading was late."""
+        busy = (self.plan_seconds_total, self.read_late_seconds_total, self.decode_seconds_total)
+        had = (getattr(self, f"{stage}_capacity_seconds_total") for stage in STAGES)
+        return {stage: b / h if h else 0.0 for stage, b, h in zip(STAGES, busy, had, strict=True)}
 
     @property
     def bottleneck(self) -> str:
-        """The slow stage: `consumer` where it hardly waits, else the busiest of `plan`, `read` and `decode`."""
+        """The slow stage: `consumer` where it hardly waits, else the fullest of `plan`, `read` and `decode`."""
         if self.wait_fraction < _CONSUMER_WAIT_FRACTION:
             return "consumer"
         occupancy = self.occupancy
@@ -218,9 +229,9 @@ class LoaderStats:
         seconds, stage, busy = self.seconds, self.bottleneck, self.occupancy
         rates = f", {self.samples / seconds:,.0f} samples/s, {self.bytes / 1e6 / seconds:.1f} MB/s" if seconds else ""
         failed = ", ".join(f"{count} {reason}" for reason, count in sorted(self.failures.items()))
+        shares = f"plan busy {busy['plan']:.0%}, read late {busy['read']:.0%}, decode busy {busy['decode']:.0%}"
         return (
             f"{self.samples:,} samples in {self.batches // self.ranks:,} batches, {seconds:.1f} s{rates}; waited for "
             f"data {self.wait_fraction:.1%} of the time; slow stage: {stage} "
-            f"(at work: {', '.join(f'{name} {busy[name]:.0%}' for name in STAGES)}): {self.advice}"
-            + (f"; masked: {failed}" if failed else "")
+            f"({shares}): {self.advice}" + (f"; masked: {failed}" if failed else "")
         )
