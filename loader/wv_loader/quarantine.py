@@ -4,6 +4,7 @@ Several ranks, phases and resumed runs may write to one file; what it names alre
 to one data set. Counting, and stopping a run, is not its business.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -22,12 +23,18 @@ class Quarantine:
     def __init__(self, path: Path) -> None:
         """Raises LoaderError: the file can't be written."""
         self.path = path
-        target = path if path.exists() else path.parent
-        expected = "a file" if path.exists() else "a folder that is there"
-        if path.is_dir() or (target is not path and not target.is_dir()):
-            raise LoaderError(f"{target}: expected {expected} for the quarantine log; name another")
-        if not os.access(target, os.W_OK):
-            raise LoaderError(f"{target}: can't be written, the quarantine log belongs there; name another")
+        try:
+            if not path.exists():
+                if not path.parent.is_dir():
+                    raise LoaderError(f"{path.parent}: expected a folder that is there, for the quarantine log")
+                if not os.access(path.parent, os.W_OK, effective_ids=True):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            elif not path.is_file():
+                raise LoaderError(f"{path}: expected a file for the quarantine log")
+            else:
+                open(path, "ab").close()
+        except OSError as error:
+            raise _not_written(path, error) from error
         self._known: set[_Identity] = set()
         self._read_until = 0
 
@@ -58,7 +65,7 @@ class Quarantine:
                 file.flush()
                 self._read_until = file.seek(0, os.SEEK_END)
         except OSError as error:
-            raise LoaderError(f"{self.path}: the quarantine log can't be written: {error.strerror}") from error
+            raise _not_written(self.path, error) from error
         self._known |= wanted.keys()
 
     def _learn(self, text: bytes) -> None:
@@ -68,6 +75,10 @@ class Quarantine:
                 self._known.add(_identity(json.loads(line)))
             except (ValueError, KeyError, TypeError):
                 continue
+
+
+def _not_written(path: Path, error: OSError) -> LoaderError:
+    return LoaderError(f"{path}: the quarantine log can't be written: {error.strerror}")
 
 
 def _identity(row: dict[str, Any]) -> _Identity:
