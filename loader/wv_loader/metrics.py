@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from wv_loader.errors import LoaderError
-from wv_loader.stats import STAGES, LoaderStats
+from wv_loader.stats import LoaderStats
 
 _COUNTERS = {
     "batches": ("batches", "Batches handed out."),
     "samples": ("samples", "Samples handed out, masked and padded ones not counted."),
     "read_bytes": ("bytes", "Bytes of image files read."),
+    "read_seconds": ("read_seconds_total", "Time of reading threads, waits for the disk included."),
     "consumer_wait_seconds": ("wait_seconds_total", "Time that the consumer waited for a batch."),
     "consumer_work_seconds": ("busy_seconds_total", "Time that the consumer spent with batches."),
     "ready_batches_seen": ("ready_batches_total", "Batches that lay ready, summed over batches asked for."),
@@ -99,14 +100,16 @@ class _Collector:
                 family = families(f"wv_loader_{name}", text, labels=["rank"])
                 family.add_metric(label, getattr(stats, attribute))
                 yield family
-        busy = CounterMetricFamily(
-            "wv_loader_stage_busy_seconds", "Time at work, over threads.", labels=["rank", "stage"]
-        )
-        threads = GaugeMetricFamily("wv_loader_stage_threads", "Threads of a stage.", labels=["rank", "stage"])
-        for stage in STAGES:
-            busy.add_metric([*label, stage], getattr(stats, f"{stage}_seconds_total"))
-            threads.add_metric([*label, stage], stats.threads[stage])
+        stages = {
+            "seconds": (stats.stage_seconds, "Time at work over threads; of read, that decoding waited for files."),
+            "capacity_seconds": (stats.stage_capacity, "Time that the stage had: the other's share of it is its load."),
+        }
+        for name, (values, text) in stages.items():
+            family = CounterMetricFamily(f"wv_loader_stage_{name}", text, labels=["rank", "stage"])
+            for stage, value in values.items():
+                family.add_metric([*label, stage], value)
+            yield family
         failures = CounterMetricFamily("wv_loader_failures", "Masked samples by reason.", labels=["rank", "reason"])
         for reason, count in sorted(stats.failures.items()):
             failures.add_metric([*label, reason], count)
-        yield from (busy, threads, failures)
+        yield failures

@@ -193,11 +193,24 @@ class LoaderStats:
         return self.wait_seconds_total / total if total else 0.0
 
     @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Time that planning and decoding threads were at work, and that reading was late."""
+        return {
+            "plan": self.plan_seconds_total,
+            "read": self.read_late_seconds_total,
+            "decode": self.decode_seconds_total,
+        }
+
+    @property
+    def stage_capacity(self) -> dict[str, float]:
+        """The most that `stage_seconds` could be."""
+        return {stage: getattr(self, f"{stage}_capacity_seconds_total") for stage in STAGES}
+
+    @property
     def occupancy(self) -> dict[str, float]:
-        """Share of the time that planning and decoding threads were at work, and that reading was late."""
-        busy = (self.plan_seconds_total, self.read_late_seconds_total, self.decode_seconds_total)
-        had = (getattr(self, f"{stage}_capacity_seconds_total") for stage in STAGES)
-        return {stage: b / h if h else 0.0 for stage, b, h in zip(STAGES, busy, had, strict=True)}
+        """Share of each stage's time that it was at work, or late."""
+        seconds, capacity = self.stage_seconds, self.stage_capacity
+        return {stage: seconds[stage] / capacity[stage] if capacity[stage] else 0.0 for stage in STAGES}
 
     @property
     def bottleneck(self) -> str:
