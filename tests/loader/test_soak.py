@@ -33,7 +33,7 @@ with Loader(sys.argv[1], batch_size=40, size_px=32, balance=0.5, threads=2, bad_
             rows.append(figures())
 json.dump(rows, sys.stdout)
 """
-ALLOWED_BYTES = 6_000_000
+ALLOWED_BYTES = 3_000_000
 
 
 def soak(shards: Path, log: Path) -> list[list[int]]:
