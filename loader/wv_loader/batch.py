@@ -1,9 +1,11 @@
 """Last stage: what a training loop receives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,3 +45,16 @@ class Batch:
             for name in ("images", "labels", "ordinals", "valid")
         }
         return replace(self, **moved)
+
+
+def batch_memory(shape: tuple[int, ...], take: Callable[[], NDArray[np.uint8]]) -> Callable[[], torch.Tensor]:
+    """What gives the (shape) uint8 tensors of a loop's batches, of uninitialised memory.
+
+    Args:
+        shape: of a tensor.
+        take: gives arrays of that shape. Where CUDA is it is not asked: the memory is pinned by torch, whose allocator
+            uses memory again by itself, and not before it has been copied to the device.
+    """
+    if torch.cuda.is_available():
+        return lambda: torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    return lambda: torch.from_numpy(take())

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
@@ -18,12 +17,12 @@ Pixels = NDArray[np.uint8]
 class Buffers:
     """Arrays of one shape. Safe to share between threads."""
 
-    def __init__(self, allocate: Callable[[], Pixels], *, spare: int = 1) -> None:
+    def __init__(self, allocate: Callable[[], Pixels], *, spare: int) -> None:
         """Hold nothing yet.
 
         Args:
             allocate: makes an array.
-            spare: arrays to keep that nobody uses.
+            spare: arrays to keep that nobody uses, besides the one that is taken.
         """
         self._allocate = allocate
         self._spare = spare
@@ -49,16 +48,3 @@ def _references_of_a_pool() -> int:
 
 
 _UNUSED = _references_of_a_pool()
-
-
-def batch_memory(shape: tuple[int, ...], take: Callable[[], Pixels]) -> Callable[[], torch.Tensor]:
-    """What gives the (shape) uint8 tensors of a loop's batches, of uninitialised memory.
-
-    Args:
-        shape: of a tensor.
-        take: gives arrays of that shape. Where CUDA is it is not asked: the memory is pinned by torch, whose allocator
-            uses memory again by itself, and not before it has been copied to the device.
-    """
-    if torch.cuda.is_available():
-        return lambda: torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-    return lambda: torch.from_numpy(take())

@@ -19,8 +19,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops
-from wv_loader.batch import Batch
-from wv_loader.buffers import Buffers, batch_memory
+from wv_loader.batch import Batch, batch_memory
+from wv_loader.buffers import Buffers
 from wv_loader.engine import make_engine
 from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
@@ -157,9 +157,10 @@ class Loader:
             row_slots=len(self._slots) // len(self._rows),
             window=window,
             lead=read_ahead_batches,
+            streams=parts if train else len(self._rows),
         )
         self._shape = shape = (len(self._slots), size_px, size_px, 3)
-        self._buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8))
+        self._buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8), spare=self._prefetch)
         self._processes = processes
         self._workers: Workers | None = None
         self._end_workers: Callable[[], object] = lambda: None
@@ -345,6 +346,7 @@ class Loader:
                 threads=self._threads,
                 row_slots=self._row_slots,
                 size_px=self.size_px,
+                spare=self._prefetch,
             )
             self._end_workers = weakref.finalize(self, self._workers.close)
         return self._workers.begin(), batch_memory(self._shape, self._workers.memory)
@@ -353,16 +355,17 @@ class Loader:
         if isinstance(plan, EpochPlan):
             streams, epoch_plan = self._share, plan
 
-            def following(row: int, position: int) -> NDArray[np.int64]:
+            def window_of(row: int, position: int) -> tuple[NDArray[np.int64], int]:
                 ordinals, first, _ = epoch_plan.window_of(streams[row], position)
-                return ordinals[position - first :]
+                return ordinals, first
         else:
             rows, sequential, count = self._rows, plan, self.options.window
 
-            def following(row: int, position: int) -> NDArray[np.int64]:
-                return sequential.following(rows[row], position, count)
+            def window_of(row: int, position: int) -> tuple[NDArray[np.int64], int]:
+                first = position // count * count
+                return sequential.following(rows[row], first, count), first
 
-        return Parts(following, self._row_slots, first_batch=first_batch, longest=self._read_ahead.part)
+        return Parts(window_of, self._row_slots, first_batch=first_batch, part=self._read_ahead.part)
 
     def _order(self, plan: EpochPlan | SequentialPlan, parts: Parts, epoch: int, number: int) -> Order:
         """Everything about a batch that can be known without reading it."""

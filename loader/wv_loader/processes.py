@@ -33,6 +33,7 @@ from wv_loader.buffers import Buffers, Pixels
 from wv_loader.engine import Engine
 from wv_loader.errors import LoaderError
 from wv_loader.parts import Part
+from wv_loader.readahead import ReadAheadClosedError
 from wv_loader.stage import Failures, Job
 from wv_loader.stats import LoaderStats
 from wv_loader.worker import Broken, Decode, Decoded, End, Ended, Forget, Read, Setup, Share, shared_pixels
@@ -55,6 +56,7 @@ class Workers:
         threads: int,
         row_slots: Sequence[int],
         size_px: int,
+        spare: int,
     ) -> None:
         """Start them.
 
@@ -66,6 +68,7 @@ class Workers:
             threads: that decode, in all processes together; each has one at least.
             row_slots: slots of a batch that each row fills.
             size_px: S.
+            spare: batches' memory to keep that nobody uses.
         """
         self._stats = stats
         stats.threads.update(read=processes, decode=processes * max(1, threads // processes))
@@ -87,7 +90,7 @@ class Workers:
         self._addresses: dict[int, int] = {}  # of shared memory → its number
         self._dropped: deque[int] = deque()
         self._numbers = itertools.count()
-        self._buffers = Buffers(self._allocate)
+        self._buffers = Buffers(self._allocate, spare=spare)
         self._changed = threading.Condition()
         self._pending: dict[int, _Pending] = {}
         self._ended = 0
@@ -225,6 +228,8 @@ class ProcessStage:
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
+        self._closing = threading.Lock()  # nothing may be sent behind the end
+        self._closed = False
 
     def read(self, parts: Sequence[Part]) -> None:
         """Have samples read that later jobs will show; each row's in the order of their showing."""
@@ -233,7 +238,9 @@ class ProcessStage:
             mine = [(row - worker.rows.start, ordinals) for row, ordinals in parts if row in worker.rows]
             return Read(mine) if mine else None
 
-        self._workers.send(share)
+        with self._closing:
+            if not self._closed:
+                self._workers.send(share)
 
     def decode(self, job: Job, pixels: Pixels) -> "Future[Failures]":
         """Decode the next batch, as soon as its samples are read.
@@ -245,11 +252,17 @@ class ProcessStage:
 
         Raises:
             LoaderError: a worker has died.
+            ReadAheadClosedError: `close` was called.
         """
-        return self._workers.decode(job, pixels)
+        with self._closing:
+            if self._closed:
+                raise ReadAheadClosedError
+            return self._workers.decode(job, pixels)
 
     def close(self) -> None:
         """Wait until the workers have dropped what is not done; they stay."""
+        with self._closing:
+            self._closed = True
         self._workers.end()
 
 
