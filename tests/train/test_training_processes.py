@@ -55,8 +55,22 @@ def _interrupt(start: list[str], out: Path, number: int, *arguments: object) -> 
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=30)  # it ends soon, whatever its threads and ranks are at
+    assert _alive_in_session(process.pid) == []
     return process.returncode, stderr
+
+
+def _alive_in_session(session: int) -> list[str]:
+    """Command lines of the processes that a run has left behind; what is dead and not yet buried does not count."""
+    alive = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = status.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                alive.append((status.parent / "cmdline").read_text())
+        except OSError:  # it has just ended
+            continue
+    return alive
 
 
 def _last(out: Path) -> Checkpoint:
