@@ -224,7 +224,7 @@ class LoaderStats:
     def advice(self) -> str:
         """What would help, for a person."""
         if self.bottleneck != "consumer" and max(self.occupancy.values()) < _IDLE_OCCUPANCY:
-            return "no stage is busy half of the time: more batches under way (prefetch), or longer epochs, would help"
+            return "none is busy half of the time: more batches under way (prefetch) or longer epochs would help"
         return _ADVICE[self.bottleneck]
 
     def as_dict(self) -> dict[str, Any]:
@@ -233,18 +233,24 @@ class LoaderStats:
             values: dict[str, Any] = {name: getattr(self, name) for name in _SUMS}
             values |= {"ready_batches": self.ready_batches, "batches_under_way": self.batches_under_way}
             values["failures"] = dict(self.failures)
-            values["io_errors"] = sum(self.io_errors.values())
+            values["io_errors"] = self.io_errors.total()
+            values["ranks"] = self.ranks
         occupancy = {f"{stage}_occupancy": value for stage, value in self.occupancy.items()}
-        return {**values, "wait_fraction": self.wait_fraction, **occupancy, "bottleneck": self.bottleneck}
+        return {
+            **values,
+            "seconds": self.seconds,
+            "wait_fraction": self.wait_fraction,
+            **occupancy,
+            "bottleneck": self.bottleneck,
+        }
 
     def __str__(self) -> str:
         """One line for a person: how much, how long, who was slow, what would help."""
         seconds, stage, busy = self.seconds, self.bottleneck, self.occupancy
-        rates = f", {self.samples / seconds:,.0f} samples/s, {self.bytes / 1e6 / seconds:.1f} MB/s" if seconds else ""
+        rate = f" ({self.samples / seconds:,.0f}/s)" if seconds else ""
         failed = ", ".join(f"{count} {reason}" for reason, count in sorted(self.failures.items()))
-        shares = f"plan busy {busy['plan']:.0%}, read late {busy['read']:.0%}, decode busy {busy['decode']:.0%}"
         return (
-            f"{self.samples:,} samples in {self.batches // self.ranks:,} batches, {seconds:.1f} s{rates}; waited for "
-            f"data {self.wait_fraction:.1%} of the time; slow stage: {stage} "
-            f"({shares}): {self.advice}" + (f"; masked: {failed}" if failed else "")
+            f"{self.samples:,} samples in {seconds:.1f} s{rate}; waited for data {self.wait_fraction:.1%} of the time; "
+            f"slow stage: {stage} (plan busy {busy['plan']:.0%}, read late {busy['read']:.0%}, "
+            f"decode busy {busy['decode']:.0%}): {self.advice}" + (f"; masked: {failed}" if failed else "")
         )
