@@ -310,7 +310,7 @@ class Loader:
                 self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
                 self._position += 1
                 handed = self.stats.clock()
-                self.stats.add_wait(handed - asked)
+                self.stats.add_wait(handed - asked, first=number == numbers.start)
                 yield batch
                 del batch  # its memory may be wanted
                 asked = self.stats.clock()

@@ -18,6 +18,7 @@ _COUNTERS = {
     "read_bytes": ("bytes", "Bytes of image files read."),
     "read_seconds": ("read_seconds_total", "Time of reading threads, waits for the disk included."),
     "consumer_wait_seconds": ("wait_seconds_total", "Time that the consumer waited for a batch."),
+    "consumer_first_wait_seconds": ("first_wait_seconds_total", "Of it, for the first batch of each epoch."),
     "consumer_work_seconds": ("busy_seconds_total", "Time that the consumer spent with batches."),
     "ready_batches_seen": ("ready_batches_total", "Batches that lay ready, summed over batches asked for."),
 }

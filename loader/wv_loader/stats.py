@@ -27,6 +27,7 @@ _SUMS = (
     "samples",
     "bytes",
     "wait_seconds_total",
+    "first_wait_seconds_total",
     "busy_seconds_total",
     *(f"{stage}_seconds_total" for stage in STAGES),
     *(f"{stage}_capacity_seconds_total" for stage in STAGES),
@@ -54,6 +55,8 @@ class LoaderStats:
     """Bytes of image files read."""
     wait_seconds_total: float = 0.0
     """Time that the consumer waited for a batch, the epoch's planning included."""
+    first_wait_seconds_total: float = 0.0
+    """Of it, for the first batch of each loop."""
     busy_seconds_total: float = 0.0
     """Time that the consumer spent with a batch."""
     plan_seconds_total: float = 0.0
@@ -120,10 +123,11 @@ class LoaderStats:
             self.ready_batches, self.batches_under_way = ready, under_way
             self.ready_batches_total += ready
 
-    def add_wait(self, seconds: float) -> None:
-        """Count a wait of the consumer for a batch, which it then took."""
+    def add_wait(self, seconds: float, *, first: bool = False) -> None:
+        """Count a wait of the consumer for a batch, which it then took; `first` of a loop."""
         with self._lock:
             self.batches += 1
+            self.first_wait_seconds_total += seconds * first
             self.wait_seconds_total += seconds
             self._grant(seconds)
 
@@ -214,8 +218,12 @@ class LoaderStats:
 
     @property
     def bottleneck(self) -> str:
-        """The slow stage: `consumer` where it hardly waits, else the fullest of `plan`, `read` and `decode`."""
-        if self.wait_fraction < _CONSUMER_WAIT_FRACTION:
+        """The slow stage: `consumer` where it hardly waits, else the fullest of `plan`, `read` and `decode`.
+
+        The wait for the first batch of a loop tells nothing about who keeps up with whom.
+        """
+        later = self.wait_seconds_total - self.first_wait_seconds_total
+        if later < _CONSUMER_WAIT_FRACTION * (later + self.busy_seconds_total) or not later:
             return "consumer"
         occupancy = self.occupancy
         return max(STAGES, key=lambda stage: occupancy[stage])
@@ -223,6 +231,8 @@ class LoaderStats:
     @property
     def advice(self) -> str:
         """What would help, for a person."""
+        if self.bottleneck == "consumer" and self.wait_fraction >= _CONSUMER_WAIT_FRACTION:
+            return "the loader keeps up, but for the first batch; longer epochs would help"
         if self.bottleneck != "consumer" and max(self.occupancy.values()) < _IDLE_OCCUPANCY:
             return "none is busy half of the time: more batches under way (prefetch) or longer epochs would help"
         return _ADVICE[self.bottleneck]
@@ -250,7 +260,8 @@ class LoaderStats:
         rate = f" ({self.samples / seconds:,.0f}/s)" if seconds else ""
         failed = ", ".join(f"{count} {reason}" for reason, count in sorted(self.failures.items()))
         return (
-            f"{self.samples:,} samples in {seconds:.1f} s{rate}; waited for data {self.wait_fraction:.1%} of the time; "
+            f"{self.samples:,} samples in {seconds:.1f} s{rate}; waited for data {self.wait_fraction:.1%} of the time, "
+            f"{self.first_wait_seconds_total / self.ranks:.1f} s of it for the first batch; "
             f"slow stage: {stage} (plan busy {busy['plan']:.0%}, read late {busy['read']:.0%}, "
             f"decode busy {busy['decode']:.0%}): {self.advice}" + (f"; masked: {failed}" if failed else "")
         )

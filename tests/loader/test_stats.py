@@ -18,30 +18,39 @@ Cost = tuple[float, float]
 
 
 class WorkClock:
-    """No thread's real speed is in it: who works sees the time that it worked; the consumer how long all of
-    it took, and who waits for files how long these took."""
+    """No thread's real speed is in it: who works sees the time that it worked; the consumer how long all of it took,
+    and who waits for files how long these took. Stages work only while the consumer waits.
+    """
 
     def __init__(self) -> None:
         self._consumer = threading.current_thread().name
-        self.files_wanted = threading.Event()
+        self._looks = 0
+        self._changed = threading.Condition()
         self._own = threading.local()
-        self._lock = threading.Lock()
         self._passed = self._reading = 0.0
+        self._files_wanted = False
 
     def __call__(self) -> float:
         name = threading.current_thread().name
-        if name == "wv-dispatch":
-            now = self._reading
-            self.files_wanted.set()
-            return now
-        return self._passed if name == self._consumer else getattr(self._own, "worked", 0.0)
+        with self._changed:
+            if name == self._consumer:  # looks before and after it plans the epoch, and around each batch it has
+                self._looks += 1
+            self._files_wanted |= name == "wv-dispatch"
+            self._changed.notify_all()
+            if name == "wv-dispatch":
+                return self._reading
+            return self._passed if name == self._consumer else getattr(self._own, "worked", 0.0)
 
     def work(self, cost: Cost, times: int = 1) -> None:
-        self._own.worked = getattr(self._own, "worked", 0.0) + cost[0] * times
-        with self._lock:
+        name = threading.current_thread().name
+        with self._changed:
+            if name != self._consumer:
+                reading = name.startswith("wv-read")
+                waiting = lambda: self._looks % 2 == 0 and (self._files_wanted or not reading)  # noqa: E731
+                assert self._changed.wait_for(waiting, timeout=30)
+                self._reading += cost[1] * times if reading else 0.0
+            self._own.worked = getattr(self._own, "worked", 0.0) + cost[0] * times
             self._passed += cost[1] * times
-            if threading.current_thread().name.startswith("wv-read"):
-                self._reading += cost[1] * times
 
 
 @pytest.fixture
@@ -49,7 +58,9 @@ def epoch_stats(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     """The figures of an epoch of a loader whose stages cost what is said, through all its real threads."""
 
     def run(**costs: Cost) -> LoaderStats:
-        loader, clock = Loader(small_dataset, batch_size=24, size_px=8, threads=1), WorkClock()
+        near = {"prefetch": 1, "read_ahead_batches": 0, "read_ahead_bytes": 1}
+        loader = Loader(small_dataset, batch_size=24, size_px=8, threads=1, window=24, **near)
+        clock = WorkClock()
         plan, read, decode = EpochPlan.batch, loader.dataset.descriptor, loader.engine.decode
         free = (0.0, 0.0)
 
@@ -58,8 +69,6 @@ def epoch_stats(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             return plan(*arguments)
 
         def slow_read(shard: int) -> Any:
-            if "read" in costs:
-                clock.files_wanted.wait(10)
             clock.work(costs.get("read", free))
             return read(shard)
 
@@ -116,6 +125,18 @@ def test_a_consumer_that_hardly_waits_is_the_slow_stage_however_busy_the_others_
     assert "keeps up" in str(stats)
     stats.wait_seconds_total, stats.busy_seconds_total = 2.1, 97.9
     assert stats.bottleneck == "decode"
+
+
+def test_a_first_batch_that_is_waited_for_does_not_make_the_loader_slow() -> None:
+    stats = LoaderStats()
+    stats.add_wait(3.0, first=True)
+    stats.add_decode(2.9)
+    for _ in range(9):
+        stats.add_work(1.0)
+        stats.add_wait(0.001)
+    assert stats.wait_fraction > 0.2
+    assert stats.bottleneck == "consumer"
+    assert "keeps up, but for the first batch" in str(stats)
 
 
 def test_where_everybody_waits_more_batches_under_way_are_advised() -> None:
