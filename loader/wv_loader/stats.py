@@ -38,7 +38,7 @@ _SUMS = (
 _ADVICE = {
     "consumer": "the loader keeps up",
     "plan": "larger batches, or a core that is free for planning, would help",
-    "read": "a faster disk, smaller images or more read-ahead (prefetch) would help",
+    "read": "a faster disk, smaller images or more read-ahead would help",
     "decode": "more threads (cores), the turbo engine or shards of smaller images would help",
 }
 

@@ -282,6 +282,8 @@ class Trainer:
 
     def _log_loading(self, phase: Phase, epoch: int, here: LoaderStats) -> None:
         """Say which stage was slow in the rest of an epoch that was just trained, over all ranks."""
+        if not here.batches:  # resumed at the epoch's end
+            return
         row = torch.tensor([here.as_row()], dtype=torch.float64, device=self.world.device)
         rows = self.world.all_gather(row).flatten(0, 1).tolist()  # (W, 1, F) → (W, F)
         whole = LoaderStats.from_rows(rows)
