@@ -151,8 +151,8 @@ def test_reads_that_never_return_cannot_keep_it_alive(recipe: Path, small_datase
     out = tmp_path / "run"
     command = [*TRAIN, "--shards", shards, "--recipe", recipe, "--out", out, "--device", "cpu", "--loader-threads", "1"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 60
-    while not (out / "metrics.jsonl").exists():  # the first phase begins, and stands
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and "start" in metrics.read_text()):  # the first phase begins, and stands
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
