@@ -6,6 +6,7 @@ headers and texts that stand between two images of a tar.
 """
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
 
 import numpy as np
@@ -37,6 +38,9 @@ class Failure(StrEnum):
 Sample = bytes | memoryview | Failure | None
 """An image file, or why there is none; None where none was asked for."""
 
+OnIoError = Callable[[int, int], None]
+"""Told the shard's number and the errno of a read that the operating system refused, once per sample."""
+
 
 def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[Sample]:
     """Read samples of one or more shards.
@@ -58,13 +62,15 @@ def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[Sample]:
 class Extents:
     """Where some samples stand, in file order, neighbours joined. Safe to read from several threads."""
 
-    def __init__(self, dataset: Dataset, ordinals: NDArray[np.int64]) -> None:
+    def __init__(self, dataset: Dataset, ordinals: NDArray[np.int64], on_io_error: OnIoError | None = None) -> None:
         """Look samples up.
 
         Args:
             dataset: an open data set.
             ordinals: (n,); −1 stands for no sample. One may be asked for several times.
+            on_io_error: see there.
         """
+        self._on_io_error = on_io_error
         self._dataset = dataset
         wanted = np.flatnonzero(ordinals >= 0)
         records = dataset.index[ordinals[wanted]]
@@ -116,15 +122,15 @@ class Extents:
             try:
                 with self._dataset.descriptor(shard) as descriptor:
                     while first < stop:
-                        size += self._read_one(descriptor, first, samples)
+                        size += self._read_one(shard, descriptor, first, samples)
                         first += 1
-            except OSError:  # of opening it
+            except OSError as error:  # of opening it
                 for sample in range(self._first[first], self._first[stop]):
-                    samples[self._places[sample]] = Failure.IO_ERROR
+                    samples[self._places[sample]] = self._refused(shard, error)
             first = stop
         return size
 
-    def _read_one(self, descriptor: int, extent: int, samples: list[Sample]) -> int:
+    def _read_one(self, shard: int, descriptor: int, extent: int, samples: list[Sample]) -> int:
         first, last = self._first[extent], self._first[extent + 1]
         offset = self._offsets[extent]
         try:
@@ -132,20 +138,25 @@ class Extents:
         except OSError:
             # Somewhere in it the disk is broken: only the samples that lie there are lost.
             for i in range(first, last):
-                samples[self._places[i]] = self._read_alone(descriptor, offset, i)
+                samples[self._places[i]] = self._read_alone(shard, descriptor, offset, i)
             return sum(self._sizes[i] for i in range(first, last) if samples[self._places[i]] is not Failure.IO_ERROR)
         for i in range(first, last):
             start, size = self._starts[i], self._sizes[i]
             samples[self._places[i]] = _checked(data[start : start + size], size, self._checksums[i])
         return sum(self._sizes[first:last])
 
-    def _read_alone(self, descriptor: int, offset: int, sample: int) -> Sample:
+    def _read_alone(self, shard: int, descriptor: int, offset: int, sample: int) -> Sample:
         size = self._sizes[sample]
         try:
             data = _pread(descriptor, size, offset + self._starts[sample])
-        except OSError:
-            return Failure.IO_ERROR
+        except OSError as error:
+            return self._refused(shard, error)
         return _checked(memoryview(data), size, self._checksums[sample])
+
+    def _refused(self, shard: int, error: OSError) -> Failure:
+        if self._on_io_error is not None:
+            self._on_io_error(shard, error.errno or 0)
+        return Failure.IO_ERROR
 
 
 def _cut(shards: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:

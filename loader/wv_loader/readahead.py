@@ -6,7 +6,6 @@ decoded. What is read and when is decided elsewhere (parts.py).
 
 import itertools
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +44,7 @@ class ReadAhead:
         """Have parts read, behind those of earlier requests."""
         if not parts:
             return
-        request = _Request(self._dataset, np.concatenate([ordinals for _, ordinals in parts]))
+        request = _Request(self._dataset, self._stats, np.concatenate([ordinals for _, ordinals in parts]))
         start = 0
         for row, ordinals in parts:
             self._rows[row].append(_Stretch(request, start, start + len(ordinals)))
@@ -107,22 +106,22 @@ class ReadAhead:
         self._threads.shutdown(cancel_futures=True)
 
     def _read(self, request: "_Request", first: int, last: int) -> None:
-        started = time.perf_counter()
+        started = self._stats.clock()
         try:
             size = request.extents.read(first, last, request.samples)
         except BaseException as error:
             request.fail(error)
             return
-        self._stats.add_read(time.perf_counter() - started, size)
+        self._stats.add_read(self._stats.clock() - started, size)
         request.finish_one()
 
 
 class _Request:
     """Parts that are read together."""
 
-    def __init__(self, dataset: Dataset, ordinals: NDArray[np.int64]) -> None:
+    def __init__(self, dataset: Dataset, stats: LoaderStats, ordinals: NDArray[np.int64]) -> None:
         self.ordinals = ordinals
-        self.extents = Extents(dataset, ordinals)
+        self.extents = Extents(dataset, ordinals, on_io_error=stats.add_io_error)
         self.samples: list[Sample] = [None] * len(ordinals)
         self.done = threading.Event()
         self.tasks = self._cut()
