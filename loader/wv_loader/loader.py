@@ -18,7 +18,7 @@ import torch.distributed
 import xxhash
 from numpy.typing import NDArray
 
-from wv_loader.augment import Augment, eval_crops, train_crops
+from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
 from wv_loader.batch import Batch
 from wv_loader.decode_pillow import PillowEngine
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
@@ -78,7 +78,7 @@ class Loader:
             streams: V; a state can move to any number of ranks that divides it. None: B's largest divisor up to 64.
             window: samples of a stream that are shuffled together.
             run_length: consecutive samples that are read together. None: by the data set's size.
-            augment: ranges of the crops.
+            augment: ranges of the crops, and effects such as colour jitter.
             rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
             prefetch: batches that may be under way.
@@ -327,7 +327,9 @@ class Loader:
         if self.train:
             slots = number * self.options.batch_size + np.array(self._slots)
             crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)
+            effects = train_effects(self.augment, self.size_px, seed=self.options.seed, epoch=epoch, slots=slots)
         else:
+            effects = None
             crops = eval_crops(self.augment, widths, heights, self.size_px)
         pinned = torch.cuda.is_available()
         return Job(
@@ -337,6 +339,7 @@ class Loader:
             heights=heights,
             labels=np.where(present, records["label"], 0).astype(np.int64),
             crops=crops,
+            effects=effects,
             images=torch.empty((len(ordinals), self.size_px, self.size_px, 3), dtype=torch.uint8, pin_memory=pinned),
         )
 

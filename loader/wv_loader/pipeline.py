@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wv_loader.augment import Crops
+from wv_loader.augment import Crops, Effects
 from wv_loader.batch import Batch
 from wv_loader.decode_pillow import PillowEngine
+from wv_loader.effects import apply_effects
 from wv_loader.read import Failure, read_samples
 from wv_loader.stats import LoaderStats
 from wv_shards import Dataset
@@ -51,6 +52,7 @@ class Job:
     """(n,) of the stored images."""
     heights: NDArray[np.int64]
     crops: Crops
+    effects: Effects | None
     images: torch.Tensor
     """(n, S, S, 3) uint8, to be filled."""
 
@@ -160,6 +162,9 @@ class _Assembly:
         job = self._job
         crops = Crops(boxes=job.crops.boxes[chunk], flips=job.crops.flips[chunk])
         failures = self._pipeline.engine.decode(data, job.widths[chunk], job.heights[chunk], crops, self._pixels[chunk])
+        if job.effects is not None:
+            shown = [d is not None and f is None for d, f in zip(data, failures, strict=True)]
+            apply_effects(job.effects, chunk.start, self._pixels[chunk], shown)
         self._pipeline.stats.add_decode(time.perf_counter() - started)
         with self._lock:
             self._failures.update({chunk.start + i: f for i, f in enumerate(failures) if f is not None})
