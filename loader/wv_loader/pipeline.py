@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Crops, Effects
 from wv_loader.batch import Batch
-from wv_loader.decode_pillow import PillowEngine
 from wv_loader.effects import apply_effects
+from wv_loader.engine import Engine
 from wv_loader.read import Failure, read_samples
 from wv_loader.stats import LoaderStats
 from wv_shards import Dataset
@@ -66,7 +66,7 @@ class Pipeline:
         numbers: range,
         *,
         dataset: Dataset,
-        engine: PillowEngine,
+        engine: Engine,
         stats: LoaderStats,
         threads: int,
         prefetch: int,
