@@ -4,7 +4,7 @@ Every engine is given the same boxes, so all of them show the same region of the
 that is the same code for all (effects.py). It touches no pixels itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from enum import IntEnum
 from functools import lru_cache
@@ -186,6 +186,17 @@ class Effects:
     erased: NDArray[np.int64]
     """(n, 4) left, top, right, bottom of the box to fill; empty where nothing is."""
     erase_color: tuple[int, int, int]
+
+    def slots(self, wanted: slice) -> "Effects":
+        """The same for some of the slots."""
+        return replace(
+            self,
+            operations=self.operations[wanted],
+            signs=self.signs[wanted],
+            jitter_order=self.jitter_order[wanted],
+            jitter_factors=self.jitter_factors[wanted],
+            erased=self.erased[wanted],
+        )
 
 
 def train_effects(augment: Augment, size_px: int, *, seed: int, epoch: int, slots: NDArray[np.int64]) -> Effects | None:

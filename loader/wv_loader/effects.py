@@ -18,18 +18,16 @@ _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 """Red, green and blue in Pillow's grey."""
 
 
-def apply_effects(effects: Effects, first: int, pixels: NDArray[np.uint8], shown: Sequence[bool]) -> None:
+def apply_effects(effects: Effects, pixels: NDArray[np.uint8], shown: Sequence[bool]) -> None:
     """Apply effects in place.
 
     Args:
-        effects: of a whole batch.
-        first: slot of the batch that pixels[0] belongs to.
+        effects: of n images.
         pixels: (n, S, S, 3) uint8.
-        shown: n; False where there is no image, which stays as it is.
+        shown: n; False where there is no image: the slot stays as it is.
     """
-    for i, present in enumerate(shown):
-        if present:
-            _apply_one(effects, first + i, pixels[i])
+    for slot in np.flatnonzero(shown).tolist():
+        _apply_one(effects, slot, pixels[slot])
 
 
 def _apply_one(effects: Effects, slot: int, pixels: NDArray[np.uint8]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
 from wv_loader.batch import Batch
+from wv_loader.deliver import Delivery, Transform, batch_seed, find_device
 from wv_loader.engine import make_engine
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
 from wv_loader.pipeline import Job, Pipeline
@@ -55,6 +57,8 @@ class Loader:
         window: int = 1024,
         run_length: int | None = None,
         augment: Augment | None = None,
+        transform: Transform | None = None,
+        device: torch.device | str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         threads: int | None = None,
@@ -78,6 +82,10 @@ class Loader:
             window: samples of a stream that are shuffled together.
             run_length: consecutive samples that are read together. None: by the data set's size.
             augment: ranges of the crops, and effects such as colour jitter.
+            transform: gets every `Batch` and gives what the loop sees in its place. It runs in a thread of its own, one
+                batch after the other in order, at most two ahead of the loop. It should keep nothing from batch to
+                batch, and draw random numbers from `batch.seed`: a resumed run then sees the same.
+            device: batches are brought there, by a stream of their own on CUDA, before `transform` sees them.
             rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
             prefetch: batches that may be under way.
@@ -95,6 +103,8 @@ class Loader:
         self.train = train
         self.size_px = size_px
         self.augment = augment or Augment()
+        self.transform = transform
+        self.device = find_device(device)
         self.dataset = Dataset.open(directory)
         self.rank, self.world_size = _place(rank, world_size)
         taus = (float(balance),) if isinstance(balance, (int, float)) else tuple(float(tau) for tau in balance)
@@ -189,6 +199,11 @@ class Loader:
         """Global batches of the current epoch; alike on all ranks, and known before the epoch starts."""
         return self._current_plan().batches
 
+    @property
+    def epoch_samples(self) -> int:
+        """L, shows of the current epoch on all ranks."""
+        return self._current_plan().samples
+
     def state_dict(self) -> dict[str, Any]:
         """Position and everything that decides the plan; small and JSON-able.
 
@@ -242,7 +257,7 @@ class Loader:
     # -- iteration --------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
-        """This rank's batches of the current epoch, from the current position.
+        """This rank's batches of the current epoch, from the current position, or what `transform` made of them.
 
         Raises:
             BadSampleBudgetError: too many samples failed.
@@ -261,17 +276,26 @@ class Loader:
             threads=self._threads,
             prefetch=self._prefetch,
         )
-        with pipeline:
+        coming = iter(numbers)
+
+        def take() -> tuple[Batch, dict[int, Failure]]:
+            batch, failures = pipeline.take(next(coming))
+            masked = len(batch.valid) - int(batch.valid.sum())
+            return replace(batch, seed=batch_seed(self.options.seed, epoch, batch.index), masked=masked), failures
+
+        with pipeline, Delivery(take, len(numbers), transform=self.transform, device=self.device) as delivery:
             taken = time.perf_counter()
-            for number in numbers:
+            for _ in numbers:
                 asked = time.perf_counter()
-                batch, failures = pipeline.take(number)
+                delivered, batch, failures = delivery.take()
                 self.stats.busy_seconds_total += asked - taken
                 self.stats.wait_seconds_total += time.perf_counter() - asked
                 self._account(batch, failures)
                 self._position += 1
                 taken = time.perf_counter()
-                yield batch
+                del batch  # its memory may be wanted
+                yield delivered
+                del delivered
         self._epoch, self._position = self._epoch + 1, 0
 
     def close(self) -> None:

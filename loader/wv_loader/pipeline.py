@@ -164,7 +164,7 @@ class _Assembly:
         failures = self._pipeline.engine.decode(data, job.widths[chunk], job.heights[chunk], crops, self._pixels[chunk])
         if job.effects is not None:
             shown = [d is not None and f is None for d, f in zip(data, failures, strict=True)]
-            apply_effects(job.effects, chunk.start, self._pixels[chunk], shown)
+            apply_effects(job.effects.slots(chunk), self._pixels[chunk], shown)
         self._pipeline.stats.add_decode(time.perf_counter() - started)
         with self._lock:
             self._failures.update({chunk.start + i: f for i, f in enumerate(failures) if f is not None})

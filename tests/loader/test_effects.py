@@ -141,7 +141,7 @@ def test_each_image_gets_its_own_effects_in_the_documented_order(photos: list[Im
     effects = drawn(EVERYTHING, 20)
     shown = [i != 2 for i in range(8)]
     done = pixels.copy()
-    apply_effects(effects, 10, done, shown)
+    apply_effects(effects.slots(slice(10, 18)), done, shown)
     for i in range(8):
         image = Image.fromarray(pixels[i])
         if shown[i]:
@@ -159,7 +159,7 @@ def test_each_image_gets_its_own_effects_in_the_documented_order(photos: list[Im
 def test_the_erased_box_is_torchvisions_erase() -> None:
     pixels = np.zeros((1, 64, 64, 3), dtype=np.uint8)
     effects = drawn(Augment(erase=1.0, erase_color=(1, 2, 3)), 1)
-    apply_effects(effects, 0, pixels, [True])
+    apply_effects(effects, pixels, [True])
     left, top, right, bottom = effects.erased[0].tolist()
     fill = torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1)
     theirs = F.erase(torch.zeros(3, 64, 64, dtype=torch.uint8), top, left, bottom - top, right - left, fill)
