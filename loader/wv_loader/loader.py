@@ -141,6 +141,7 @@ class Loader:
         self._epoch = 0
         self._position = 0
         self._keep_position = False
+        self._through = False
         self._planned: EpochPlan | None = None
         self._bad_shows = 0
 
@@ -193,7 +194,7 @@ class Loader:
             raise LoaderError(f"epoch must be 0 or more, got {epoch}")
         if not (self._keep_position and epoch == self._epoch):
             self._epoch, self._position = epoch, 0
-        self._keep_position = False
+        self._keep_position = self._through = False
 
     def __len__(self) -> int:
         """Global batches of the current epoch; alike on all ranks, and known before the epoch starts."""
@@ -229,7 +230,7 @@ class Loader:
                     "use the same data set and options, or start a new run"
                 )
         self._epoch, self._position = int(state["epoch"]), int(state["batches"])
-        self._keep_position = True
+        self._keep_position, self._through = True, False
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides which samples come in which order; nothing that a change of ranks changes."""
@@ -262,6 +263,7 @@ class Loader:
         Raises:
             BadSampleBudgetError: too many samples failed.
         """
+        self._close_epoch()  # a loop that takes as many batches as `len` says, and asks for no more, has not
         plan = self._current_plan()
         self._keep_position = False
         if self._position == 0:
@@ -292,11 +294,18 @@ class Loader:
                 self.stats.wait_seconds_total += time.perf_counter() - asked
                 self._account(batch, failures)
                 self._position += 1
+                self._through = self._position == plan.batches
                 taken = time.perf_counter()
                 del batch  # its memory may be wanted
                 yield delivered
                 del delivered
-        self._epoch, self._position = self._epoch + 1, 0
+        self._through = True  # also where there was nothing to show
+        self._close_epoch()
+
+    def _close_epoch(self) -> None:
+        """The next epoch follows where all batches of this one were taken."""
+        if self._through:
+            self._epoch, self._position, self._through = self._epoch + 1, 0, False
 
     def close(self) -> None:
         """Close the shards' files."""

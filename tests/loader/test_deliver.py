@@ -1,5 +1,6 @@
 """What is done to batches after the pipeline: `transform`, `device`, and the pairs that timm's loops want."""
 
+import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -120,6 +121,21 @@ def test_an_error_in_the_decoder_is_not_blamed_on_transform(
         next(iter(loader))
     assert raised.value.__notes__ == ["in batch 0 of the loader"]
     assert no_threads_left()
+
+
+@pytest.mark.parametrize("transform", [None, noisy])
+def test_a_loop_that_takes_just_as_many_batches_as_len_says_gets_the_next_epoch_next(
+    make: Callable[..., Loader], transform: Callable[[Batch], Batch] | None
+) -> None:
+    expected = make(transform=transform)
+    loader = make(transform=transform)
+    for _ in range(3):
+        taken = list(itertools.islice(loader, len(loader)))
+        for ours, theirs in zip(taken, expected, strict=True):
+            assert torch.equal(ours.ordinals, theirs.ordinals)
+    assert loader.state_dict()["batches"] == len(loader)
+    loader.set_epoch(0)
+    assert next(iter(loader)).index == 0
 
 
 def test_masked_slots_are_counted_on_the_batch(make: Callable[..., Loader]) -> None:
