@@ -1,6 +1,7 @@
 """Effects: operation by operation as torchvision has them, drawn from the plan's randomness, the same everywhere."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,20 @@ def test_ranks_joined_show_the_effects_of_one_rank_with_any_threads(small_datase
     plain = batches(small_dataset, augment=Augment())
     assert not torch.equal(plain[0].images, alone[0].images)
     assert torch.equal(plain[0].ordinals, alone[0].ordinals)
+
+
+@pytest.mark.parametrize("engine", ["pillow", "turbo"])
+def test_every_engine_gets_the_same_effects_after_its_own_decoding(small_dataset: Path, engine: str) -> None:
+    if engine == "turbo" and find_spec("wv_loader._turbo") is None:
+        pytest.skip("the turbo engine's kernel is not built here (see setup.py)")
+    plain = batches(small_dataset, augment=Augment(), engine=engine)
+    for batch, with_effects in zip(plain, batches(small_dataset, engine=engine), strict=True):
+        slots = 24 * batch.index + np.arange(24)
+        effects = train_effects(EVERYTHING, 16, seed=3, epoch=0, slots=slots)
+        assert effects is not None
+        pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
+        apply_effects(effects, pixels, batch.valid.tolist())
+        assert np.array_equal(with_effects.images.permute(0, 2, 3, 1).numpy(), pixels)
 
 
 def test_masked_and_padded_slots_stay_zero(small_dataset: Path) -> None:
