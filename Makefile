@@ -16,6 +16,7 @@ export PYTHONUNBUFFERED := 1
 
 setup: $(VENV)/.ready
 	@sh tools/setup_pillow_simd.sh $(VENV)
+	@sh tools/setup_turbo.sh $(VENV)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wv-toolkit needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }

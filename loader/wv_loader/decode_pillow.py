@@ -48,40 +48,31 @@ class PillowEngine:
 
     def decode(
         self,
-        data: Sequence[bytes | Failure | None],
+        data: Sequence[bytes | memoryview | Failure | None],
         widths: NDArray[np.int64],
         heights: NDArray[np.int64],
         crops: Crops,
         out: NDArray[np.uint8],
     ) -> list[Failure | None]:
-        """Decode some samples of a batch.
-
-        Args:
-            data: n image files; what is not bytes is passed over and its slot zeroed.
-            widths, heights: (n,) of the stored images as the index has them; the boxes refer to these.
-            crops: n boxes and flips.
-            out: (n, S, S, 3) uint8, written in place; slots without an image are zeroed.
-
-        Returns:
-            For each sample why it failed, or None.
-        """
+        """Decode some samples of a batch; see `Engine.decode`."""
         failures: list[Failure | None] = []
         for i, source in enumerate(data):
             failure = source if isinstance(source, Failure) else None
-            if isinstance(source, bytes):
-                try:
+            try:
+                if source is None or isinstance(source, Failure):
+                    out[i] = 0
+                else:
                     size = (int(widths[i]), int(heights[i]))
                     out[i] = _decode_one(source, size, crops.boxes[i], bool(crops.flips[i]), out.shape[1])
-                except (*_DECODE_ERRORS, *_BOMB_ERRORS):
-                    failure = Failure.DECODE
-            if failure is not None or source is None:
+            except (*_DECODE_ERRORS, *_BOMB_ERRORS):
                 out[i] = 0
+                failure = Failure.DECODE
             failures.append(failure)
         return failures
 
 
 def _decode_one(
-    data: bytes, size: tuple[int, int], box: NDArray[np.float64], flip: bool, size_px: int
+    data: bytes | memoryview, size: tuple[int, int], box: NDArray[np.float64], flip: bool, size_px: int
 ) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data)) as image:
         turn = _orientation(image)
@@ -89,7 +80,7 @@ def _decode_one(
             box = turn.stored(box, size)
             size = size[::-1] if turn.sides_swapped else size
         left, top, right, bottom = box.tolist()
-        if image.format == "JPEG":
+        if image.format in ("JPEG", "MPO"):
             # The smallest of 1/1, 1/2, 1/4, 1/8 that leaves the filter a good part of the reduction to do.
             wanted = _DRAFT_GAP * size_px
             image.draft("RGB", (_ceil(size[0] * wanted, right - left), _ceil(size[1] * wanted, bottom - top)))

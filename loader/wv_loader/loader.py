@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops
 from wv_loader.batch import Batch
-from wv_loader.decode_pillow import PillowEngine
+from wv_loader.engine import make_engine
 from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
 from wv_loader.pipeline import Job, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
@@ -30,7 +30,6 @@ from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
-ENGINES = ("auto", "pillow")
 _SMALLEST_BUDGET = 16
 
 
@@ -72,7 +71,7 @@ class Loader:
             size_px: S, side of the square images of a batch.
             seed: of order, rebalancing and crops.
             balance: τ, or one per epoch (the last goes on): 1 shows classes as collected, 0 every class alike.
-            engine: `pillow`, or `auto`.
+            engine: `turbo`, `pillow`, or `auto`: the first of these that is built here.
             train: random crops in planned order; False: every sample once by ordinal, centre crop.
             exclude: overlays of kind `exclude` (paths), beside the data set's own `exclude`, which always holds.
             max_repeat: no class is repeated more often than this per epoch.
@@ -91,11 +90,9 @@ class Loader:
             ShardsError: no finished data set of this format.
             LoaderError: an option that can't be; the message says which.
         """
-        if engine not in ENGINES:
-            raise LoaderError(f"engine {engine!r}: expected one of {', '.join(ENGINES)}")
         if size_px < 1:
             raise LoaderError(f"size_px must be 1 or more, got {size_px}")
-        self.engine = PillowEngine()
+        self.engine = make_engine(engine)
         self.train = train
         self.size_px = size_px
         self.augment = augment or Augment()

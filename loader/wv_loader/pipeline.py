@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Crops
 from wv_loader.batch import Batch
-from wv_loader.decode_pillow import PillowEngine
+from wv_loader.engine import Engine
 from wv_loader.read import Failure, read_samples
 from wv_loader.stats import LoaderStats
 from wv_shards import Dataset
@@ -64,7 +64,7 @@ class Pipeline:
         numbers: range,
         *,
         dataset: Dataset,
-        engine: PillowEngine,
+        engine: Engine,
         stats: LoaderStats,
         threads: int,
         prefetch: int,

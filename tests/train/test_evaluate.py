@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from wv_loader import Loader
+from wv_loader import ENGINES, Loader
 from wv_train.cli_eval import command
 from wv_train.data import DataConfig
 from wv_train.distributed import World
@@ -133,3 +134,18 @@ def test_evaluation_draws_nothing(tmp_path: Path, draw_dataset: Callable[..., Pa
         with Loader(shards, batch_size=4, size_px=16, train=False, rank=0, world_size=1) as loader:
             losses.append(evaluate(model, loader, World(rank=0, size=1, device=CPU)).loss.tolist())
     assert losses[0] == losses[1]
+
+
+def test_engines_give_a_model_the_same_top1(run: Path, val_dataset: Path, tmp_path: Path) -> None:
+    results = []
+    for engine in ENGINES[1:]:
+        if engine == "turbo" and find_spec("wv_loader._turbo") is None:
+            pytest.skip("the turbo engine's kernel is not built here (see setup.py)")
+        out = tmp_path / f"{engine}.json"
+        options = ["--shards", str(val_dataset), "--device", "cpu", "--engine", engine, "--json", str(out)]
+        done = CliRunner().invoke(command, ["--run", str(run), *options])
+        assert done.exit_code == 0, done.output
+        results.append(json.loads(out.read_text()))
+        assert results[-1].pop("engine") == engine
+    assert results[0].pop("loss") == pytest.approx(results[1].pop("loss"), rel=1e-3)
+    assert results[0] == results[1]

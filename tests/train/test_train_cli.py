@@ -85,7 +85,9 @@ def test_a_run_says_what_it_is(
     wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    code, lines, err = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    code, lines, err = wv_train(
+        "--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu", "--engine", "pillow"
+    )
     assert code == 0, err
     first, second = err.splitlines()[:2]
     assert first.startswith("engine pillow (Pillow")  # which Pillow, with its version
@@ -105,6 +107,21 @@ def test_a_run_says_what_it_is(
     assert info["recipe"]["phases"][1]["gate"]["start"] == 0.3
     assert not list(out.rglob("*.tmp"))
     assert list((out / "tensorboard").iterdir())
+
+
+def test_a_resumed_run_keeps_its_engine_and_another_one_is_said(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = ("--shards", small_dataset, "--recipe", recipe, "--device", "cpu", "--engine", "pillow")
+    assert wv_train(*options, "--out", out)[0] == 0
+    _, _, err = wv_train("--resume", "--out", out, "--device", "cpu")
+    assert err.startswith("engine pillow (")
+    assert "note: started with engine" not in err
+    info = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**info, "engine_description": "Pillow 1.0"}))
+    _, _, err = wv_train("--resume", "--out", out, "--device", "cpu")
+    assert "note: started with engine pillow (Pillow 1.0), goes on with pillow (Pillow" in err
 
 
 def test_a_gate_that_keeps_almost_nothing_is_warned_about(

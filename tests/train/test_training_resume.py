@@ -151,7 +151,7 @@ def test_a_validation_row_speaks_of_the_weights_at_its_step(
         run_job(_job(table, small_dataset, val_dataset, out))
     world = World(rank=0, size=1, device=torch.device("cpu"))
     run = RunDirectory(out)
-    result = evaluate_run(run, run.read_info(), val_dataset, "last", world, 1)
+    result = evaluate_run(run, run.read_info(), val_dataset, "last", world, "auto", 1)
     row = next(row for row in _rows(whole) if row["kind"] == "val" and row["step"] == 7)
     assert (row["top1"], row["loss"]) == (result["top1"], pytest.approx(result["loss"]))
 

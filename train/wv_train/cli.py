@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from wv_loader import LoaderError
+from wv_loader import ENGINES, LoaderError
 from wv_shards import ShardsError
 from wv_train.data import DataConfig
 from wv_train.distributed import open_world
@@ -41,6 +41,9 @@ Examples:
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch on a CPU.")
 @click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
+@click.option(
+    "--engine", type=click.Choice(ENGINES), help="Decoder; the fastest that is built here, or the resumed run's."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--exclude",
@@ -61,6 +64,7 @@ def command(
     seed: int | None,
     threads: int | None,
     loader_threads: int | None,
+    engine: str | None,
     device: str,
     exclude: tuple[Path, ...],
     print_recipe: bool,
@@ -83,6 +87,7 @@ def command(
         shards = shards or Path(saved["shards"])
         val = val or (Path(saved["val"]) if saved["val"] else None)
         exclude = exclude or tuple(Path(path) for path in saved["exclude"])
+        engine = engine or saved["engine"]
     if shards is None:
         raise click.UsageError("--shards is missing: a folder made by wv-ingest build-shards")
     job = Job(
@@ -91,6 +96,7 @@ def command(
             shards=shards,
             val=val,
             exclude=exclude,
+            engine=engine or "auto",
             loader_threads=loader_threads,
             quarantine=RunDirectory(out).quarantine if out is not None else None,
         ),

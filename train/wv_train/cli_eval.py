@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from wv_loader import LoaderError
+from wv_loader import ENGINES, LoaderError
 from wv_shards import ShardsError, band_range, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import open_validation_loader
@@ -35,6 +35,7 @@ Examples:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Instead of eval.json in the run's folder.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Instead of the recipe's; does not change the result.")
 @click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Decoder.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.version_option(package_name="wv-toolkit")
 def command(
@@ -44,6 +45,7 @@ def command(
     json_path: Path | None,
     batch_size: int | None,
     loader_threads: int | None,
+    engine: str,
     device: str,
 ) -> None:
     """Top-1, top-5, per class and per band of the training set, from a single centre crop of each image."""
@@ -52,7 +54,7 @@ def command(
     if batch_size:
         info["recipe"]["batch_size"] = batch_size
     with open_world(device) as world:
-        result = evaluate_run(run, info, shards, checkpoint, world, loader_threads)
+        result = evaluate_run(run, info, shards, checkpoint, world, engine, loader_threads)
         if world.is_main:
             _write(json_path or run.eval_json, result)
             _show(result)
@@ -77,7 +79,13 @@ def main() -> None:
 
 
 def evaluate_run(
-    run: RunDirectory, info: dict[str, Any], shards: Path, checkpoint: str, world: World, loader_threads: int | None
+    run: RunDirectory,
+    info: dict[str, Any],
+    shards: Path,
+    checkpoint: str,
+    world: World,
+    engine: str,
+    loader_threads: int | None,
 ) -> dict[str, Any]:
     """The content of eval.json. Raises TrainError, LoaderError, ShardsError."""
     recipe = recipe_from_table(info["recipe"])
@@ -86,7 +94,9 @@ def evaluate_run(
     model = make_model(recipe.model, len(classes))
     model.load_state_dict(state.model)
     model.to(world.device)
-    with closing(open_validation_loader(shards, recipe, world, classes=classes, threads=loader_threads)) as loader:
+    with closing(
+        open_validation_loader(shards, recipe, world, classes=classes, engine=engine, threads=loader_threads)
+    ) as loader:
         sums = evaluate(model, loader, world)
     return {
         **sums.overall(),
@@ -94,6 +104,7 @@ def evaluate_run(
         "per_band": sums.by_band(info["class_bands"]),
         "shards": str(shards),
         "checkpoint": checkpoint,
+        "engine": loader.engine.name,
         "step": state.position["step"],
     }
 

@@ -80,6 +80,7 @@ def run_job(job: Job) -> None:
             say(line)
         if checkpoint is not None:
             _say_resumed(checkpoint, world, plans, say)
+            _say_decoder(run.read_info(), facts, say)
         elif job.resume:
             say("no checkpoint yet: starting at step 0")
         log = _open_log(run, job, world, screen, _info(job, world, model, plans, facts), checkpoint)
@@ -257,6 +258,7 @@ def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], fact
             **{name: version(name) for name in ("wv-toolkit", "torch", "timm", "numpy")},
         },
         "engine": facts.engine,
+        "engine_description": facts.engine_description,
         "parameters": _parameters(model),
     }
 
@@ -269,6 +271,14 @@ def _say_resumed(checkpoint: Checkpoint, world: World, plans: list[PhasePlan], s
         say(
             f"note: saved with world size {checkpoint.world_size} and {checkpoint.torch_threads} torch threads; with "
             f"{world.size} and {torch.get_num_threads()} the same batches follow, but not bit for bit the same weights"
+        )
+
+
+def _say_decoder(saved: dict[str, Any], facts: Facts, say: Callable[[str], None]) -> None:
+    if saved["engine_description"] != facts.engine_description:
+        say(
+            f"note: started with engine {saved['engine']} ({saved['engine_description']}), goes on with {facts.engine} "
+            f"({facts.engine_description}): pixels may differ by a level or two"
         )
 
 
