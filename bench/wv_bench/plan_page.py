@@ -87,11 +87,12 @@ def _chart(
         share = math.log(max(value, low) / low) / math.log(high / low) if powers else value / high
         return _FLOOR - share * (_FLOOR - _TOP)
 
-    marks = (
-        [10.0**e for e in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-        if powers
-        else [high * part / 4 for part in range(5)]
-    )
+    if powers:
+        marks = [10.0**e for e in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    else:
+        unit = 10.0 ** math.floor(math.log10(high / 4))
+        step = unit * next(factor for factor in (1, 2, 5, 10) if unit * factor >= high / 5)
+        marks = [step * number for number in range(int(high / step) + 1)]
     parts = [
         f'<path class="rule" d="M{_LEFT} {up(mark):.1f}H{_WIDE - _RIGHT}"/>'
         f'<text x="{_LEFT - 6}" y="{up(mark) + 4:.1f}" text-anchor="end">{mark:,.4g}</text>'

@@ -1,6 +1,7 @@
 """`wv-bench plan`: its figures against slow and obvious ones, on shards, lists and drawn sizes."""
 
 import json
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def test_exposures_are_those_of_the_batches(small_dataset: Path) -> None:
     assert shows.unseen_fraction == 1 - len(np.unique(everything)) / len(subject.layout.labels)
     assert shows.target.sum() == pytest.approx(len(subject.layout.labels))
     assert shows.uncapped[5] > shows.target[5] == pytest.approx((3 + 2 * 12) / 3)  # of 3 samples, 4 times at most
+
+
+def test_what_runs_without_a_band_keep_from_a_class_is_reported() -> None:
+    subject = synthetic(40_000, 3)
+    labels = np.zeros(len(subject.layout.labels), dtype=np.int32)
+    labels[::100] = 1  # rare everywhere
+    foreign = replace(subject.layout, labels=labels, shard_bands=np.full_like(subject.layout.shard_bands, -1))
+    shows = exposure(Plan(foreign, PlanOptions(batch_size=64, balance=(0.0,), max_repeat=64.0, run_length=100)), 10)
+    assert shows.expected[1] < 0.5 * shows.target[1]
+    assert shows.achieved[1] == pytest.approx(shows.expected[1], rel=0.02)
 
 
 def test_mixing_counts_classes_over_blocks_of_batches(small_dataset: Path) -> None:
