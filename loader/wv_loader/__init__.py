@@ -22,14 +22,16 @@ __all__ = [
     "MetricsServer",
     "StateMismatchError",
     "StorageError",
+    "TimmLoader",
     "serve_metrics",
 ]
 
 if TYPE_CHECKING:
     from wv_loader.batch import Batch
+    from wv_loader.for_timm import TimmLoader
     from wv_loader.loader import Loader
 
-_WITH_TORCH = {"Batch": "wv_loader.batch", "Loader": "wv_loader.loader"}
+_WITH_TORCH = {"Batch": "wv_loader.batch", "Loader": "wv_loader.loader", "TimmLoader": "wv_loader.for_timm"}
 
 
 def __getattr__(name: str) -> Any:

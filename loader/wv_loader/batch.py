@@ -22,6 +22,10 @@ class Batch:
     """(n,) bool; False where the slot is padded or its sample failed."""
     index: int
     """b, number of the global batch within its epoch."""
+    masked: int = 0
+    """Slots that are not valid, as a number that needs no device to be asked."""
+    seed: int = 0
+    """For random numbers of your own: of the loader's seed, the epoch and b, alike on all ranks and after a resume."""
 
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
         """The images as a model wants them.

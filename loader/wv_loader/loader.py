@@ -8,6 +8,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,17 +19,19 @@ import torch.distributed
 import xxhash
 from numpy.typing import NDArray
 
-from wv_loader.augment import Augment, eval_crops, train_crops
+from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
 from wv_loader.batch import Batch, batch_memory
 from wv_loader.buffers import Buffers
+from wv_loader.deliver import Delivery, Transform, batch_seed, find_device
 from wv_loader.engine import make_engine
 from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
 from wv_loader.parts import Parts, ReadAheadSize
 from wv_loader.pipeline import Order, Pipeline
-from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
+from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
 from wv_loader.processes import ProcessStage, Workers
-from wv_loader.stage import Job, ThreadStage
+from wv_loader.runs import Layout
+from wv_loader.stage import Failures, Job, ThreadStage
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
@@ -59,6 +62,8 @@ class Loader:
         window: int = 1024,
         run_length: int | None = None,
         augment: Augment | None = None,
+        transform: Transform | None = None,
+        device: torch.device | str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         threads: int | None = None,
@@ -84,7 +89,11 @@ class Loader:
             streams: V; a state can move to any number of ranks that divides it. None: B's largest divisor up to 64.
             window: samples of a stream that are shuffled together.
             run_length: consecutive samples that are read together. None: by the data set's size.
-            augment: ranges of the crops.
+            augment: ranges of the crops, and effects such as colour jitter.
+            transform: gets every `Batch` and gives what the loop sees in its place. It runs in a thread of its own, one
+                batch after the other in order, at most two ahead of the loop. It should keep nothing from batch to
+                batch, and draw random numbers from `batch.seed`: a resumed run then sees the same.
+            device: batches are brought there, by a stream of their own on CUDA, before `transform` sees them.
             rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
             processes: worker processes that share the work and the threads, where there are more cores than one
@@ -112,6 +121,8 @@ class Loader:
         self.train = train
         self.size_px = size_px
         self.augment = augment or Augment()
+        self.transform = transform
+        self.device = find_device(device)
         self.dataset = Dataset.open(directory)
         self.rank, self.world_size = _place(rank, world_size)
         taus = (float(balance),) if isinstance(balance, (int, float)) else tuple(float(tau) for tau in balance)
@@ -131,10 +142,12 @@ class Loader:
             raise LoaderError(f"{directory}: {error}") from error
         parts = self.options.resolved_streams if train else batch_size
         if parts % self.world_size:
-            name = "streams" if train else "the batch"
+            name = "streams" if train else "slots of a batch"
+            *fewer, most = [str(w) for w in range(1, parts + 1) if parts % w == 0]
+            ranks = f"{', '.join(fewer)} or {most}" if fewer else most
             raise LoaderError(
-                f"{self.world_size} ranks can't share {parts} {name} evenly: choose a batch size (now {batch_size}) "
-                f"and a number of streams that {self.world_size} divides"
+                f"{self.world_size} ranks can't share {parts} {name} evenly: choose {ranks} ranks, or for a new run "
+                f"another batch size (now {batch_size}) or number of streams"
             )
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
@@ -146,7 +159,7 @@ class Loader:
                 f"{'the streams' if train else 'a batch'}, got {processes}"
             )
         self._row_slots = [len(row) for row in self._rows]
-        self._sequential = SequentialPlan(layout, batch_size)
+        self._sequential = None if train else SequentialPlan(layout, batch_size)
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
@@ -171,6 +184,7 @@ class Loader:
         self._epoch = 0
         self._position = 0
         self._keep_position = False
+        self._through = False
         self._planned: EpochPlan | None = None
 
     # -- what the data set holds ------------------------------------------------------------------------------------
@@ -222,11 +236,16 @@ class Loader:
             raise LoaderError(f"epoch must be 0 or more, got {epoch}")
         if not (self._keep_position and epoch == self._epoch):
             self._epoch, self._position = epoch, 0
-        self._keep_position = False
+        self._keep_position = self._through = False
 
     def __len__(self) -> int:
         """Global batches of the current epoch; alike on all ranks, and known before the epoch starts."""
         return self._current_plan().batches
+
+    @property
+    def epoch_samples(self) -> int:
+        """L, shows of the current epoch on all ranks."""
+        return self._current_plan().samples
 
     def state_dict(self) -> dict[str, Any]:
         """Position and everything that decides the plan; small and JSON-able.
@@ -241,19 +260,33 @@ class Loader:
         Raises:
             StateMismatchError: the state belongs to another plan; the message names what differs.
         """
+        if not isinstance(state, dict) or not isinstance(state.get("plan"), dict):
+            raise StateMismatchError("not a state of this loader: expected what state_dict() gives")
         if state.get("version") != STATE_VERSION:
             raise StateMismatchError(
                 f"loader state of version {state.get('version')}, this wv-toolkit reads {STATE_VERSION}"
             )
         mine, saved = self._identity(), state["plan"]
-        for name in mine:
-            if mine[name] != saved.get(name):
-                raise StateMismatchError(
-                    f"loader state belongs to another plan: {name} was {saved.get(name)!r}, is {mine[name]!r}; "
-                    "use the same data set and options, or start a new run"
-                )
-        self._epoch, self._position = int(state["epoch"]), int(state["batches"])
-        self._keep_position = True
+        differing = [
+            f"{name} was {saved.get(name)!r}, is {mine.get(name)!r}"
+            for name in mine | saved
+            if mine.get(name) != saved.get(name)
+        ]
+        if differing:
+            raise StateMismatchError(
+                f"loader state belongs to another plan: {'; '.join(differing)}; "
+                "use the same data set and options, or start a new run"
+            )
+        for name in ("epoch", "batches"):
+            if type(state.get(name)) is not int or state[name] < 0:
+                raise StateMismatchError(f"not a state of this loader: {name} {state.get(name)!r}, expected 0 or more")
+        batches = self._plan_of(state["epoch"]).batches
+        if state["batches"] > batches:
+            raise StateMismatchError(
+                f"not a state of this loader: batch {state['batches']} of epoch {state['epoch']}, which has {batches}"
+            )
+        self._epoch, self._position = state["epoch"], state["batches"]
+        self._keep_position, self._through = True, False
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides which samples come in which order; nothing that a change of ranks changes."""
@@ -268,26 +301,30 @@ class Loader:
             "max_repeat": self.options.max_repeat,
             "streams": self.options.resolved_streams,
             "window": self.options.window,
-            "run_length": self.options.run_length,
+            "run_length": self.plan.runs.length,
         }
 
     def _current_plan(self) -> EpochPlan | SequentialPlan:
-        if not self.train:
+        return self._plan_of(self._epoch)
+
+    def _plan_of(self, epoch: int) -> EpochPlan | SequentialPlan:
+        if self._sequential is not None:
             return self._sequential
-        if self._planned is None or self._planned.epoch != self._epoch:
-            self._planned = self.plan.epoch(self._epoch)
+        if self._planned is None or self._planned.epoch != epoch:
+            self._planned = self.plan.epoch(epoch)
         return self._planned
 
     # -- iteration --------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
-        """This rank's batches of the current epoch, from the current position.
+        """This rank's batches of the current epoch, from the current position, or what `transform` made of them.
 
         Raises:
             BadSampleBudgetError: too many samples failed.
             StorageError: nothing can be read any more.
         """
         asked = self.stats.clock()
+        self._close_epoch()  # a loop that takes as many batches as `len` says, and asks for no more, has not
         plan = self._current_plan()
         self.stats.add_plan(self.stats.clock() - asked)
         self._keep_position = False
@@ -304,18 +341,33 @@ class Loader:
             prefetch=self._prefetch,
             lead=self._read_ahead.lead,
         )
-        with pipeline:
+
+        def take() -> tuple[Batch, Failures]:
+            batch, failures = pipeline.take()
+            masked = len(batch.valid) - int(batch.valid.sum())
+            return replace(batch, seed=batch_seed(self.options.seed, epoch, batch.index), masked=masked), failures
+
+        # The pipeline is left first: a thread of the delivery may wait in `take`.
+        with Delivery(take, len(numbers), transform=self.transform, device=self.device) as delivery, pipeline:
             for number in numbers:
-                batch, failures = pipeline.take()
+                delivered, batch, failures = delivery.take()
                 self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
                 self._position += 1
+                self._through = self._position == plan.batches
                 handed = self.stats.clock()
                 self.stats.add_wait(handed - asked, first=number == numbers.start)
-                yield batch
                 del batch  # its memory may be wanted
+                yield delivered
+                del delivered
                 asked = self.stats.clock()
                 self.stats.add_work(asked - handed)
-        self._epoch, self._position = self._epoch + 1, 0
+        self._through = True  # also where there was nothing to show
+        self._close_epoch()
+
+    def _close_epoch(self) -> None:
+        """The next epoch follows where all batches of this one were taken."""
+        if self._through:
+            self._epoch, self._position, self._through = self._epoch + 1, 0, False
 
     def close(self) -> None:
         """Close the shards' files and end the worker processes. Both are opened anew when they are needed."""
@@ -378,11 +430,13 @@ class Loader:
         if self.train:
             slots = number * self.options.batch_size + np.array(self._slots)
             crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)
+            effects = train_effects(self.augment, self.size_px, seed=self.options.seed, epoch=epoch, slots=slots)
         else:
+            effects = None
             crops = eval_crops(self.augment, widths, heights, self.size_px)
         return Order(
             parts=parts.of(number, ordinals),
-            job=Job(number=number, ordinals=ordinals, widths=widths, heights=heights, crops=crops),
+            job=Job(number=number, ordinals=ordinals, widths=widths, heights=heights, crops=crops, effects=effects),
             labels=np.where(present, records["label"], 0).astype(np.int64),
         )
 

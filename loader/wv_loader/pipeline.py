@@ -102,13 +102,25 @@ class Pipeline:
         self._stage.close()
         for thread in self._threads:
             thread.join()
+        # Nothing will finish any more: who waits in `take`, in a thread of its own, is told.
+        with self._announced:
+            for batch in self._under_way:
+                if not batch.done():
+                    batch.set_exception(_Stopped())
+            self._announced.notify_all()
 
     def take(self) -> Result:
-        """Wait for the next batch, and get it with the failures of its slots."""
+        """Wait for the next batch, and get it with the failures of its slots.
+
+        Raises:
+            BaseException: what went wrong in a thread, or that the context was left.
+        """
         with self._announced:
             ready = sum(batch.done() for batch in self._under_way)
             self._stats.add_depths(ready=ready, under_way=len(self._under_way) - ready)
-            self._announced.wait_for(lambda: self._under_way)
+            self._announced.wait_for(lambda: self._under_way or self._stopping)
+            if not self._under_way:
+                raise _Stopped
             future = self._under_way[0]
         result = future.result()
         with self._announced:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wv_loader.augment import Crops
+from wv_loader.augment import Crops, Effects
+from wv_loader.effects import apply_effects
 from wv_loader.engine import Engine
 from wv_loader.parts import Part
 from wv_loader.read import Failure, Sample
@@ -35,6 +36,7 @@ class Job:
     """(n,) of the stored images."""
     heights: NDArray[np.int64]
     crops: Crops
+    effects: Effects | None
 
     def slots(self, wanted: slice) -> "Job":
         """The same for some of the slots."""
@@ -44,6 +46,7 @@ class Job:
             widths=self.widths[wanted],
             heights=self.heights[wanted],
             crops=Crops(boxes=self.crops.boxes[wanted], flips=self.crops.flips[wanted]),
+            effects=None if self.effects is None else self.effects.slots(wanted),
         )
 
 
@@ -117,6 +120,9 @@ class _Assembly:
         try:
             job = self._job.slots(slots)
             found = self._engine.decode(samples, job.widths, job.heights, job.crops, self._pixels[slots])
+            if job.effects is not None:
+                shown = [sample is not None and why is None for sample, why in zip(samples, found, strict=True)]
+                apply_effects(job.effects, self._pixels[slots], shown)
         except BaseException as error:
             with self._lock:
                 if not self._future.done():
