@@ -1,7 +1,7 @@
 """Reads parts on threads ahead of their use, and hands their samples out in the order in which they are shown.
 
-It holds the only copy of what was read: a sample is let go when it is taken, an extent when its last sample was
-decoded. What is read and when is decided elsewhere (parts.py).
+It holds the only copy of what was read: a sample is let go when it is taken, and memory is used again when the last
+sample that was read into it together with others is decoded. What is read and when is decided elsewhere (parts.py).
 """
 
 import itertools
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from wv_loader.buffers import Arenas
 from wv_loader.parts import Part
 from wv_loader.read import Extents, Sample
 from wv_loader.stats import LoaderStats
@@ -32,9 +33,10 @@ class ReadAheadClosedError(Exception):
 class ReadAhead:
     """Rows of samples that are being read. `request` and `take` are each for one thread."""
 
-    def __init__(self, dataset: Dataset, stats: LoaderStats, rows: int) -> None:
+    def __init__(self, dataset: Dataset, stats: LoaderStats, rows: int, arenas: Arenas) -> None:
         self._dataset = dataset
         self._stats = stats
+        self._arenas = arenas
         self._rows: list[deque[_Stretch]] = [deque() for _ in range(rows)]
         self._requests: deque[_Request] = deque()
         self._closed = False
@@ -45,7 +47,7 @@ class ReadAhead:
         """Have parts read, behind those of earlier requests."""
         if not parts:
             return
-        request = _Request(self._dataset, np.concatenate([ordinals for _, ordinals in parts]))
+        request = _Request(self._dataset, np.concatenate([ordinals for _, ordinals in parts]), self._arenas)
         start = 0
         for row, ordinals in parts:
             self._rows[row].append(_Stretch(request, start, start + len(ordinals)))
@@ -105,6 +107,8 @@ class ReadAhead:
             for request in self._requests:
                 request.done.set()
         self._threads.shutdown(cancel_futures=True)
+        self._rows.clear()
+        self._requests.clear()
 
     def _read(self, request: "_Request", first: int, last: int) -> None:
         started = time.perf_counter()
@@ -120,9 +124,9 @@ class ReadAhead:
 class _Request:
     """Parts that are read together."""
 
-    def __init__(self, dataset: Dataset, ordinals: NDArray[np.int64]) -> None:
+    def __init__(self, dataset: Dataset, ordinals: NDArray[np.int64], arenas: Arenas) -> None:
         self.ordinals = ordinals
-        self.extents = Extents(dataset, ordinals)
+        self.extents = Extents(dataset, ordinals, arenas.take)
         self.samples: list[Sample] = [None] * len(ordinals)
         self.done = threading.Event()
         self.tasks = self._cut()
