@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from wv_loader.augment import Augment
 from wv_loader.engine import ENGINES
-from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
+from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError, StorageError
+from wv_loader.metrics import MetricsServer, serve_metrics
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
 
@@ -18,7 +19,10 @@ __all__ = [
     "Loader",
     "LoaderError",
     "LoaderStats",
+    "MetricsServer",
     "StateMismatchError",
+    "StorageError",
+    "serve_metrics",
 ]
 
 if TYPE_CHECKING:

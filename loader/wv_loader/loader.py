@@ -5,9 +5,7 @@ it gets here pipeline.py's.
 """
 
 import itertools
-import json
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,18 +22,17 @@ from wv_loader.augment import Augment, eval_crops, train_crops
 from wv_loader.batch import Batch, batch_memory
 from wv_loader.buffers import Arenas, Buffers
 from wv_loader.engine import make_engine
-from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
+from wv_loader.errors import LoaderError, StateMismatchError
+from wv_loader.faults import Faults
 from wv_loader.parts import Parts, ReadAheadSize
 from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
 from wv_loader.processes import ProcessStage, Workers
-from wv_loader.read import Failure
 from wv_loader.stage import Job, ThreadStage
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
-_SMALLEST_BUDGET = 16
 _MOST_READ_AHEAD_BYTES = 2 << 30
 _KEPT_OF_BUDGET = 8
 """A part of the memory for files that are read ahead is kept between loops."""
@@ -101,8 +98,11 @@ class Loader:
                 into it they are read as a whole, in file order; else in parts. Less than those batches need is
                 exceeded. None: an eighth of the machine's memory, at most 2 GiB, divided by the local ranks.
             bad_budget: failed shows of an epoch on this rank after which iteration stops with an error: a count (int)
-                or a fraction of the data set (float, at least 16 shows); None: never.
-            quarantine: file that gets a JSON line for every failed show.
+                or a fraction of the epoch's shows on this rank (float, at least 16 shows); None: never. Samples that
+                were known to be bad when the data set was indexed do not count. Unless it is None, iteration also stops
+                as soon as nothing can be read any more.
+            quarantine: file that gets a JSON line for every sample that failed, once per reason; it goes on where it is
+                there, and all ranks may share it.
 
         Raises:
             ShardsError: no finished data set of this format.
@@ -169,14 +169,14 @@ class Loader:
         self._processes = processes
         self._workers: Workers | None = None
         self._end_workers: Callable[[], object] = lambda: None
-        self._budget = _budget(bad_budget, self.num_samples)
-        self._quarantine = None if quarantine is None else Path(quarantine)
         self.stats = LoaderStats()
+        self._faults = Faults(
+            self.dataset, self.stats, budget=bad_budget, quarantine=None if quarantine is None else Path(quarantine)
+        )
         self._epoch = 0
         self._position = 0
         self._keep_position = False
         self._planned: EpochPlan | None = None
-        self._bad_shows = 0
 
     # -- what the data set holds ------------------------------------------------------------------------------------
 
@@ -290,11 +290,13 @@ class Loader:
 
         Raises:
             BadSampleBudgetError: too many samples failed.
+            StorageError: nothing can be read any more.
         """
+        asked = self.stats.clock()
         plan = self._current_plan()
+        self.stats.add_plan(self.stats.clock() - asked)
         self._keep_position = False
-        if self._position == 0:
-            self._bad_shows = 0
+        self._faults.begin(plan.batches * len(self._slots), afresh=self._position == 0)
         epoch, numbers = self._epoch, range(self._position, plan.batches)
         parts = self._parts(plan, numbers.start)
         stage, memory = self._begin()
@@ -308,17 +310,16 @@ class Loader:
             lead=self._read_ahead.lead,
         )
         with pipeline:
-            taken = time.perf_counter()
-            for _ in numbers:
-                asked = time.perf_counter()
+            for number in numbers:
                 batch, failures = pipeline.take()
-                self.stats.busy_seconds_total += asked - taken
-                self.stats.wait_seconds_total += time.perf_counter() - asked
-                self._account(batch, failures)
+                self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
                 self._position += 1
-                taken = time.perf_counter()
+                handed = self.stats.clock()
+                self.stats.add_wait(handed - asked, first=number == numbers.start)
                 yield batch
                 del batch  # its memory may be wanted
+                asked = self.stats.clock()
+                self.stats.add_work(asked - handed)
         self._epoch, self._position = self._epoch + 1, 0
 
     def close(self) -> None:
@@ -357,33 +358,6 @@ class Loader:
             )
             self._end_workers = weakref.finalize(self, self._workers.close)
         return self._workers.begin(), batch_memory(self._shape, self._workers.memory)
-
-    def _account(self, batch: Batch, failures: dict[int, Failure]) -> None:
-        """Count a batch and its failed samples, name those, and stop when there are too many."""
-        self.stats.batches += 1
-        self.stats.samples += int(batch.valid.sum())
-        if not failures:
-            return
-        self.stats.failures.update(str(reason) for reason in failures.values())
-        self._bad_shows += len(failures)
-        if self._quarantine is not None:
-            self._name(batch, failures, self._quarantine)
-        if self._budget is not None and self._bad_shows > self._budget:
-            counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.stats.failures.items()))
-            raise BadSampleBudgetError(
-                f"{self._bad_shows} samples of epoch {self._epoch} failed, {self._budget} are allowed ({counts}); "
-                f"run `wv-ingest verify {self.dataset.directory}`, or raise bad_budget"
-            )
-
-    def _name(self, batch: Batch, failures: dict[int, Failure], path: Path) -> None:
-        slots = sorted(failures)
-        ordinals = batch.ordinals[slots].tolist()
-        keys = self.dataset.keys(ordinals)
-        with open(path, "a", encoding="utf-8") as file:
-            for slot, ordinal, key in zip(slots, ordinals, keys, strict=True):
-                shard = self.dataset.shard_path(int(self.dataset.shard_of(ordinal))).name
-                row = {"epoch": self._epoch, "batch": batch.index, "ordinal": ordinal, "key": key}
-                file.write(json.dumps({**row, "shard": shard, "reason": str(failures[slot])}) + "\n")
 
     def _parts(self, plan: EpochPlan | SequentialPlan, first_batch: int) -> Parts:
         if isinstance(plan, EpochPlan):
@@ -475,9 +449,3 @@ def _split(slots: range, pieces: int) -> list[range]:
     """Cut a range into pieces, alike in length but for one."""
     borders = [len(slots) * piece // pieces for piece in range(pieces + 1)]
     return [slots[a:b] for a, b in itertools.pairwise(borders)]
-
-
-def _budget(bad_budget: int | float | None, samples: int) -> int | None:
-    if bad_budget is None or isinstance(bad_budget, int):
-        return bad_budget
-    return max(_SMALLEST_BUDGET, round(bad_budget * samples))

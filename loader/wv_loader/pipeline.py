@@ -106,12 +106,13 @@ class Pipeline:
     def take(self) -> Result:
         """Wait for the next batch, and get it with the failures of its slots."""
         with self._announced:
+            ready = sum(batch.done() for batch in self._under_way)
+            self._stats.add_depths(ready=ready, under_way=len(self._under_way) - ready)
             self._announced.wait_for(lambda: self._under_way)
             future = self._under_way[0]
         result = future.result()
         with self._announced:
             self._under_way.popleft()
-            self._stats.ready_batches = sum(other.done() for other in self._under_way)
         self._decode_room.release()
         self._read_room.release()
         return result
@@ -122,7 +123,9 @@ class Pipeline:
             if self._stopping:
                 return
             try:
+                started = self._stats.clock()
                 order = self._make_order(number)
+                self._stats.add_plan(self._stats.clock() - started)
                 self._stage.read(order.parts)
             except BaseException as error:
                 self._fed.put(error)

@@ -73,6 +73,7 @@ class Workers:
             arena_bytes: memory for files to keep that nobody uses, in all processes together.
         """
         self._stats = stats
+        stats.threads.update(read=processes, decode=processes * max(1, threads // processes))
         self._shape = (sum(row_slots), size_px, size_px, 3)
         borders = [len(row_slots) * p // processes for p in range(processes + 1)]
         self._workers = [
@@ -201,9 +202,12 @@ class Workers:
             case Broken(number, error):
                 if (pending := self._pending.get(number)) is not None and not pending.future.done():
                     pending.future.set_exception(error)
-            case Decoded(number, failures, read_seconds, read_bytes, decode_seconds):
+            case Decoded(number, failures, read_seconds, read_bytes, decode_seconds, late_seconds, io_errors):
                 self._stats.add_read(read_seconds, read_bytes)
                 self._stats.add_decode(decode_seconds)
+                self._stats.add_late(late_seconds)
+                for (shard, errno), count in io_errors.items():
+                    self._stats.add_io_error(shard, errno, count)
                 pending = self._pending[number]
                 pending.failures.update({worker.slots.start + slot: why for slot, why in failures.items()})
                 pending.left -= 1

@@ -38,6 +38,9 @@ class Failure(StrEnum):
 Sample = bytes | memoryview | Failure | None
 """An image file, or why there is none; None where none was asked for."""
 
+OnIoError = Callable[[int, int], None]
+"""Told the shard's number and the errno of a read that the operating system refused, once per sample."""
+
 
 def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[Sample]:
     """Read samples of one or more shards.
@@ -64,7 +67,12 @@ class Extents:
     """Where some samples stand, in file order, neighbours joined. Safe to read from several threads."""
 
     def __init__(
-        self, dataset: Dataset, ordinals: NDArray[np.int64], memory: Callable[[int], NDArray[np.uint8]] = _fresh
+        self,
+        dataset: Dataset,
+        ordinals: NDArray[np.int64],
+        *,
+        memory: Callable[[int], NDArray[np.uint8]] = _fresh,
+        on_io_error: OnIoError | None = None,
     ) -> None:
         """Look samples up, and get memory for them.
 
@@ -72,7 +80,9 @@ class Extents:
             dataset: an open data set.
             ordinals: (n,); −1 stands for no sample. One may be asked for several times.
             memory: gives an array of so many bytes or more. The samples will be views of it.
+            on_io_error: see there.
         """
+        self._on_io_error = on_io_error
         self._dataset = dataset
         wanted = np.flatnonzero(ordinals >= 0)
         records = dataset.index[ordinals[wanted]]
@@ -125,15 +135,15 @@ class Extents:
             try:
                 with self._dataset.descriptor(shard) as descriptor:
                     while first < stop:
-                        size += self._read_one(descriptor, first, samples)
+                        size += self._read_one(shard, descriptor, first, samples)
                         first += 1
-            except OSError:  # of opening it
+            except OSError as error:  # of opening it
                 for sample in range(self._first[first], self._first[stop]):
-                    samples[self._places[sample]] = Failure.IO_ERROR
+                    samples[self._places[sample]] = self._refused(shard, error)
             first = stop
         return size
 
-    def _read_one(self, descriptor: int, extent: int, samples: list[Sample]) -> int:
+    def _read_one(self, shard: int, descriptor: int, extent: int, samples: list[Sample]) -> int:
         first, last = self._first[extent], self._first[extent + 1]
         offset = self._offsets[extent]
         memory = self._memory[self._borders[extent] : self._borders[extent + 1]]
@@ -141,17 +151,19 @@ class Extents:
             read = _pread(descriptor, memory, offset)
         except OSError:
             # Somewhere in it the disk is broken: only the samples that lie there are lost.
-            return sum(self._read_alone(descriptor, memory, offset, i, samples) for i in range(first, last))
+            return sum(self._read_alone(shard, descriptor, memory, offset, i, samples) for i in range(first, last))
         for i in range(first, last):
             samples[self._places[i]] = self._checked(memory[:read], i)
         return sum(self._sizes[first:last])
 
-    def _read_alone(self, descriptor: int, memory: memoryview, offset: int, sample: int, samples: list[Sample]) -> int:
+    def _read_alone(
+        self, shard: int, descriptor: int, memory: memoryview, offset: int, sample: int, samples: list[Sample]
+    ) -> int:
         start, size = self._starts[sample], self._sizes[sample]
         try:
             read = _pread(descriptor, memory[start : start + size], offset + start)
-        except OSError:
-            samples[self._places[sample]] = Failure.IO_ERROR
+        except OSError as error:
+            samples[self._places[sample]] = self._refused(shard, error)
             return 0
         samples[self._places[sample]] = self._checked(memory[: start + read], sample)
         return size
@@ -163,6 +175,11 @@ class Extents:
         if len(data) != size:
             return Failure.SHORT_READ
         return data if checksum(data) == self._checksums[sample] else Failure.CHECKSUM
+
+    def _refused(self, shard: int, error: OSError) -> Failure:
+        if self._on_io_error is not None:
+            self._on_io_error(shard, error.errno or 0)
+        return Failure.IO_ERROR
 
 
 def _cut(shards: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:

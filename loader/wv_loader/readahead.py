@@ -6,7 +6,6 @@ sample that was read into it together with others is decoded. What is read and w
 
 import itertools
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +46,9 @@ class ReadAhead:
         """Have parts read, behind those of earlier requests."""
         if not parts:
             return
-        request = _Request(self._dataset, np.concatenate([ordinals for _, ordinals in parts]), self._arenas)
+        ordinals = np.concatenate([ordinals for _, ordinals in parts])
+        extents = Extents(self._dataset, ordinals, memory=self._arenas.take, on_io_error=self._stats.add_io_error)
+        request = _Request(ordinals, extents)
         start = 0
         for row, ordinals in parts:
             self._rows[row].append(_Stretch(request, start, start + len(ordinals)))
@@ -111,22 +112,22 @@ class ReadAhead:
         self._requests.clear()
 
     def _read(self, request: "_Request", first: int, last: int) -> None:
-        started = time.perf_counter()
+        started = self._stats.clock()
         try:
             size = request.extents.read(first, last, request.samples)
         except BaseException as error:
             request.fail(error)
             return
-        self._stats.add_read(time.perf_counter() - started, size)
+        self._stats.add_read(self._stats.clock() - started, size)
         request.finish_one()
 
 
 class _Request:
     """Parts that are read together."""
 
-    def __init__(self, dataset: Dataset, ordinals: NDArray[np.int64], arenas: Arenas) -> None:
+    def __init__(self, ordinals: NDArray[np.int64], extents: Extents) -> None:
         self.ordinals = ordinals
-        self.extents = Extents(dataset, ordinals, arenas.take)
+        self.extents = extents
         self.samples: list[Sample] = [None] * len(ordinals)
         self.done = threading.Event()
         self.tasks = self._cut()

@@ -1,7 +1,6 @@
 """Reading and decoding on threads of one process: jobs in, pixels out. Knows no plan and no consumer."""
 
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,6 +67,7 @@ class ThreadStage:
         self._row_slots = row_slots
         self._chunk = min(MAX_CHUNK_SLOTS, max(1, sum(row_slots) // (_CHUNKS_PER_THREAD * threads)))
         self._read_ahead = ReadAhead(dataset, stats, len(row_slots), arenas)
+        stats.threads["decode"] = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="wv-decode")
 
     def read(self, parts: Sequence[Part]) -> None:
@@ -81,9 +81,10 @@ class ThreadStage:
             job: its samples were asked for by `read`.
             pixels: (n, S, S, 3) uint8, to be written; zeros where there is no image.
         """
-        return _Assembly(self._threads, self._engine, self._stats, job, pixels).start(
-            self._read_ahead.take(self._row_slots, job.ordinals), self._chunk
-        )
+        started = self._stats.clock()
+        samples = self._read_ahead.take(self._row_slots, job.ordinals)
+        self._stats.add_late(self._stats.clock() - started)
+        return _Assembly(self._threads, self._engine, self._stats, job, pixels).start(samples, self._chunk)
 
     def close(self) -> None:
         """Wake whoever waits in `decode`, drop what is not begun, and end the threads."""
@@ -122,7 +123,7 @@ class _Assembly:
         return self._future
 
     def _decode(self, slots: slice, samples: list[Sample]) -> None:
-        started = time.perf_counter()
+        started = self._stats.clock()
         try:
             job = self._job.slots(slots)
             found = self._engine.decode(samples, job.widths, job.heights, job.crops, self._pixels[slots])
@@ -131,7 +132,7 @@ class _Assembly:
                 if not self._future.done():
                     self._future.set_exception(error)
             return
-        self._stats.add_decode(time.perf_counter() - started)
+        self._stats.add_decode(self._stats.clock() - started)
         with self._lock:
             self._failures.update({slots.start + i: failure for i, failure in enumerate(found) if failure is not None})
             self._left -= 1

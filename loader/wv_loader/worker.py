@@ -89,9 +89,11 @@ class Decoded:
     failures: Failures
     """By slot within the worker's share."""
     read_seconds: float
-    """Since the last message, as the two that follow."""
+    """Since the last message, as all that follow."""
     read_bytes: int
     decode_seconds: float
+    late_seconds: float
+    io_errors: dict[tuple[int, int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class _Worker:
         self._buffers: dict[int, Pixels] = {}
         self._arenas = Arenas(setup.arena_bytes)
         self._stats = LoaderStats()
-        self._counted = (0.0, 0, 0.0)
+        self._counted = self._stats.snapshot()
         self._loop: _Loop | None = None
 
     def serve(self) -> None:
@@ -162,9 +164,19 @@ class _Worker:
             self.send(Broken(number, _portable(error)))
             return
         with self._sending:
-            before, stats = self._counted, self._stats
-            self._counted = now = (stats.read_seconds_total, stats.bytes, stats.decode_seconds_total)
-            self._send(Decoded(number, decoded.result(), now[0] - before[0], now[1] - before[1], now[2] - before[2]))
+            now = self._stats.snapshot()
+            added, self._counted = now.since(self._counted), now
+            self._send(
+                Decoded(
+                    number=number,
+                    failures=decoded.result(),
+                    read_seconds=added.read_seconds_total,
+                    read_bytes=added.bytes,
+                    decode_seconds=added.decode_seconds_total,
+                    late_seconds=added.read_late_seconds_total,
+                    io_errors=dict(added.io_errors),
+                )
+            )
 
     def _send(self, message: Decoded | Broken | Ended) -> None:
         try:
