@@ -22,6 +22,8 @@ def shortened(line: str) -> str:
         words += [w for phase in ("base", "gated", "finetune") for w in ("--set", f"phases.{phase}.epochs=1")]
     if words[0] == "wv-bench" and words[1] != "plan":
         words += ["--repeats", "1"]
+    if words[:2] == ["wv-bench", "loader"]:
+        words += ["--only", "ours"]
     return shlex.join(words)
 
 

@@ -26,8 +26,9 @@ from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
 from wv_loader.parts import Parts, ReadAheadSize
 from wv_loader.pipeline import Order, Pipeline
-from wv_loader.plan import PLAN_VERSION, EpochPlan, Layout, Plan, PlanOptions, SequentialPlan
+from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
 from wv_loader.processes import ProcessStage, Workers
+from wv_loader.runs import Layout
 from wv_loader.stage import Job, ThreadStage
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
@@ -133,10 +134,12 @@ class Loader:
             raise LoaderError(f"{directory}: {error}") from error
         parts = self.options.resolved_streams if train else batch_size
         if parts % self.world_size:
-            name = "streams" if train else "the batch"
+            name = "streams" if train else "slots of a batch"
+            *fewer, most = [str(w) for w in range(1, parts + 1) if parts % w == 0]
+            ranks = f"{', '.join(fewer)} or {most}" if fewer else most
             raise LoaderError(
-                f"{self.world_size} ranks can't share {parts} {name} evenly: choose a batch size (now {batch_size}) "
-                f"and a number of streams that {self.world_size} divides"
+                f"{self.world_size} ranks can't share {parts} {name} evenly: choose {ranks} ranks, or for a new run "
+                f"another batch size (now {batch_size}) or number of streams"
             )
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
@@ -148,7 +151,7 @@ class Loader:
                 f"{'the streams' if train else 'a batch'}, got {processes}"
             )
         self._row_slots = [len(row) for row in self._rows]
-        self._sequential = SequentialPlan(layout, batch_size)
+        self._sequential = None if train else SequentialPlan(layout, batch_size)
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
@@ -246,18 +249,32 @@ class Loader:
         Raises:
             StateMismatchError: the state belongs to another plan; the message names what differs.
         """
+        if not isinstance(state, dict) or not isinstance(state.get("plan"), dict):
+            raise StateMismatchError("not a state of this loader: expected what state_dict() gives")
         if state.get("version") != STATE_VERSION:
             raise StateMismatchError(
                 f"loader state of version {state.get('version')}, this wv-toolkit reads {STATE_VERSION}"
             )
         mine, saved = self._identity(), state["plan"]
-        for name in mine:
-            if mine[name] != saved.get(name):
-                raise StateMismatchError(
-                    f"loader state belongs to another plan: {name} was {saved.get(name)!r}, is {mine[name]!r}; "
-                    "use the same data set and options, or start a new run"
-                )
-        self._epoch, self._position = int(state["epoch"]), int(state["batches"])
+        differing = [
+            f"{name} was {saved.get(name)!r}, is {mine.get(name)!r}"
+            for name in mine | saved
+            if mine.get(name) != saved.get(name)
+        ]
+        if differing:
+            raise StateMismatchError(
+                f"loader state belongs to another plan: {'; '.join(differing)}; "
+                "use the same data set and options, or start a new run"
+            )
+        for name in ("epoch", "batches"):
+            if type(state.get(name)) is not int or state[name] < 0:
+                raise StateMismatchError(f"not a state of this loader: {name} {state.get(name)!r}, expected 0 or more")
+        batches = self._plan_of(state["epoch"]).batches
+        if state["batches"] > batches:
+            raise StateMismatchError(
+                f"not a state of this loader: batch {state['batches']} of epoch {state['epoch']}, which has {batches}"
+            )
+        self._epoch, self._position = state["epoch"], state["batches"]
         self._keep_position = True
 
     def _identity(self) -> dict[str, Any]:
@@ -273,14 +290,17 @@ class Loader:
             "max_repeat": self.options.max_repeat,
             "streams": self.options.resolved_streams,
             "window": self.options.window,
-            "run_length": self.options.run_length,
+            "run_length": self.plan.runs.length,
         }
 
     def _current_plan(self) -> EpochPlan | SequentialPlan:
-        if not self.train:
+        return self._plan_of(self._epoch)
+
+    def _plan_of(self, epoch: int) -> EpochPlan | SequentialPlan:
+        if self._sequential is not None:
             return self._sequential
-        if self._planned is None or self._planned.epoch != self._epoch:
-            self._planned = self.plan.epoch(self._epoch)
+        if self._planned is None or self._planned.epoch != epoch:
+            self._planned = self.plan.epoch(epoch)
         return self._planned
 
     # -- iteration --------------------------------------------------------------------------------------------------

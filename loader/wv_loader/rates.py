@@ -6,6 +6,7 @@ Every number here is a Python integer or a correctly rounded decimal, so that al
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Context, Decimal
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +52,16 @@ def class_rates(counts: Sequence[int], balance: float, max_repeat: float) -> NDA
 
 def _power(base: int, exponent: float) -> int:
     """base^exponent for base ≥ 1, in fixed point, rounded down from 40 correctly rounded digits."""
-    log = _CONTEXT.ln(Decimal(base))
-    power = _CONTEXT.exp(_CONTEXT.multiply(log, Decimal(exponent)))
+    power = _CONTEXT.exp(_CONTEXT.multiply(_log(base), Decimal(exponent)))
     return int(_CONTEXT.multiply(power, Decimal(ONE)))
 
 
+@lru_cache(maxsize=1 << 16)
+def _log(base: int) -> Decimal:
+    return _CONTEXT.ln(Decimal(base))
+
+
 def divide(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.int64]:
-    """⌊numerator · 2^32 / denominator⌋ elementwise for 0 ≤ numerator, denominator < 2^47, by long division."""
+    """⌊numerator · 2^32 / denominator⌋ elementwise by long division; numerators under 2^47, denominators up to it."""
     high, remainder = np.divmod(numerator << 16, denominator)
     return np.asarray((high << 16) + (remainder << 16) // denominator)

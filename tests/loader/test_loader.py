@@ -137,37 +137,6 @@ def test_leaving_the_loop_keeps_the_position_and_epochs_follow(make: Callable[..
     assert same(next(iter(loader)), first[0])
 
 
-@pytest.mark.parametrize(
-    ("changed", "name"),
-    [
-        ({"seed": 4}, "seed"),
-        ({"batch_size": 48, "streams": 24}, "batch_size"),
-        ({"streams": 12}, "streams"),
-        ({"balance": 0.5}, "balance"),
-        ({"window": 10}, "window"),
-        ({"max_repeat": 2}, "max_repeat"),
-        ({"train": False}, "train"),
-    ],
-)
-def test_a_state_of_another_plan_is_refused_by_name(
-    make: Callable[..., Loader], changed: dict[str, object], name: str
-) -> None:
-    state = make().state_dict()
-    with pytest.raises(StateMismatchError, match=f"{name} was"):
-        make(**changed).load_state_dict(state)
-
-
-def test_a_state_of_another_data_set_or_version_is_refused(
-    make: Callable[..., Loader], draw_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
-    state = make().state_dict()
-    other = Loader(draw_dataset(tmp_path / "other", [40, 40, 40]), batch_size=24, size_px=16, seed=3)
-    with pytest.raises(StateMismatchError, match="manifest_digest"):
-        other.load_state_dict(state)
-    with pytest.raises(StateMismatchError, match="version 99"):
-        make().load_state_dict({**state, "version": 99})
-
-
 def test_ranks_that_do_not_divide_the_streams_are_refused(make: Callable[..., Loader]) -> None:
     with pytest.raises(LoaderError, match="5 ranks can't share 24 streams"):
         make(rank=0, world_size=5)
