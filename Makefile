@@ -1,18 +1,20 @@
 # make setup   a virtual environment with everything pinned
 # make demo    a small web-like data set, packed, trained plain and gated, evaluated, reported
 # make test    all tests
+# make bench-setup  a second environment with the loaders that wv-bench compares with, 7 GB
 # make check   everything a reviewer would look at: style, types, walls between rooms, tests
 # make clean   what the others made
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCH_VENV ?= .venv-bench
 DEMO ?= demo
 
 # Tests and the demo use one thread per process where they start several.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test check lint types walls test-stock-pillow clean
+.PHONY: setup bench-setup demo test check lint types walls test-stock-pillow clean
 
 setup: $(VENV)/.ready
 	@sh tools/setup_pillow_simd.sh $(VENV)
@@ -24,6 +26,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt 'setuptools>=77' wheel
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+bench-setup: $(BENCH_VENV)/.ready
+
+$(BENCH_VENV)/.ready: bench/constraints.txt tools/setup_bench.sh
+	$(PYTHON) -m venv $(BENCH_VENV)
+	@sh tools/setup_bench.sh $(BENCH_VENV)
 	@touch $@
 
 demo: setup
@@ -49,4 +58,4 @@ walls: setup
 check: lint types walls test-stock-pillow test
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH_VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

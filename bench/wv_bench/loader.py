@@ -1,121 +1,185 @@
-"""`wv-bench loader`: the loader against the bare decoder on as many threads, and against torch's DataLoader.
+"""`wv-bench loader`: our loader against the loaders that a user could take instead, on the same images and cores.
 
-All three give crops of the same images as uint8.
+All give random resized crops, mirrored half of the time, in batches; each peer is written as its documentation
+advises for speed (peers/, one file each). Ceilings are our engines' decoding alone. Everybody runs in a process of
+their own; how they are measured is in loader_run.py.
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import json
+import os
+import shutil
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
-import torch
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
+from rich.console import Console
 
-from wv_bench.measure import interleave, machine, report
-from wv_loader import Augment, Loader
-from wv_loader.augment import train_crops
-from wv_loader.decode_pillow import PillowEngine
-from wv_loader.read import read_samples
-from wv_shards import Dataset
+from wv_bench.loader_chart import chart
+from wv_bench.loader_inputs import Inputs, prepare
+from wv_bench.loader_peers import PEERS, environment, pillow_of
+from wv_bench.loader_report import document, print_table
+from wv_bench.loader_run import Contestant, measure
+from wv_bench.measure import machine
+from wv_loader import ENGINES
+from wv_shards import ShardsError
 
-_CHUNK = 16
+_BENCH_PYTHON = Path(".venv-bench/bin/python")
 
 
-@click.command("loader", epilog="Example: wv-bench loader shards/ --size-px 224 --batch-size 256 --repeats 5")
+@click.command("loader", epilog="Example: wv-bench loader shards/train --only ours --only torch --chart loaders.html")
 @click.argument("shards", type=click.Path(path_type=Path))
-@click.option("--size-px", default=224, show_default=True, help="Side of the images.")
-@click.option("--batch-size", default=256, show_default=True)
+@click.option("--size-px", type=click.IntRange(1), default=224, show_default=True, help="Side of the images.")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
 @click.option(
-    "--threads", default=None, type=int, help="Decoding threads or processes of each contestant; default: the cores."
+    "--cores",
+    type=click.IntRange(1),
+    help="Cores that everybody is held to, and workers or threads of each. Default: all that this process may use.",
 )
-@click.option("--repeats", default=3, show_default=True, help="Epochs of each, in turn.")
-@click.option("--max-samples", default=4096, show_default=True, help="Samples of an epoch.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Timed rounds.")
+@click.option(
+    "--max-samples",
+    type=click.IntRange(1),
+    default=8192,
+    show_default=True,
+    help="Samples of an epoch, at most; whole batches are shown.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="TEXT",
+    help='Only contestants with this in their name: ours, alone, "torch DataLoader, uint8" … May be given again.',
+)
+@click.option(
+    "--peer-python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Interpreter that has the peers. Default: that of `make bench-setup`, if it is here; else this one.",
+)
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep the images as a folder and the peers' formats here. Default: a temporary folder.",
+)
+@click.option(
+    "--epochs-rss",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Epochs over which each one's memory is watched, before the timed ones.",
+)
+@click.option("--timeout", type=click.IntRange(1), default=600, show_default=True, help="Seconds for one answer.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
+@click.option("--chart", "chart_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a chart (HTML).")
 def command(
-    shards: Path, size_px: int, batch_size: int, threads: int | None, repeats: int, max_samples: int, as_json: bool
+    shards: Path,
+    size_px: int,
+    batch_size: int,
+    cores: int | None,
+    repeats: int,
+    max_samples: int,
+    only: tuple[str, ...],
+    peer_python: Path | None,
+    work: Path | None,
+    epochs_rss: int,
+    timeout: int,
+    json_file: Path | None,
+    chart_file: Path | None,
 ) -> None:
-    """Images a second of the loader, of the bare decoder, and of torch's DataLoader on the same shards."""
+    """Images a second, processor time, memory and time to the first batch: ours, its ceilings, and other loaders.
+
+    A peer that is not installed, or that fails, is a row with the reason.
+    """
+    if chart_file is not None and chart_file.suffix != ".html":
+        raise click.UsageError(f"--chart writes HTML: expected a name that ends in .html, got {chart_file.name}")
+    allowed = os.sched_getaffinity(0)
+    cores = cores or len(allowed)
+    if cores > len(allowed):
+        raise click.UsageError(f"--cores {cores}: this process may use {len(allowed)}")
+    console = Console()
+    python = peer_python or (_BENCH_PYTHON if _BENCH_PYTHON.exists() else Path(sys.executable))
+    python = Path(os.path.abspath(python))  # not resolved: a venv's python is a link
+    console.print(f"peers run on {pillow_of(python)} ({_whose(python)})", highlight=False)
     about = machine(("torch", "numpy"))
-    about["versions"]["decoder"] = PillowEngine().description
-    threads = threads or about["cores"]
-    with Loader(shards, batch_size=batch_size, size_px=size_px, threads=threads) as loader:
-        batches = min(len(loader), max(1, max_samples // batch_size))
-        contestants: dict[str, Callable[[], int]] = {
-            "bare decoder": lambda: _bare(loader.dataset, batches * batch_size, size_px, threads),
-            "wv_loader": lambda: _ours(loader, batches),
-            "torch DataLoader": lambda: _torch(shards, batches, batch_size, size_px, threads),
-        }
-        timings = interleave(contestants, repeats)
-    title = f"{batches * batch_size} crops of {size_px} px, batch {batch_size}, {threads} threads each, uint8"
-    report(title, "images", timings, "bare decoder", about, as_json=as_json)
-
-
-def _ours(loader: Loader, batches: int) -> int:
-    loader.set_epoch(0)
-    samples = 0
-    for count, batch in enumerate(loader, 1):
-        samples += len(batch.ordinals)
-        if count == batches:
-            break
-    return samples
-
-
-def _bare(dataset: Dataset, samples: int, size_px: int, threads: int) -> int:
-    """Nothing but reading, decoding and cropping into one buffer a thread: what the decoder alone can do."""
-    engine = PillowEngine()
-    ordinals = np.arange(samples) % dataset.manifest.samples
-    buffers = threading.local()
-
-    def work(chunk: np.ndarray) -> None:
-        if not hasattr(buffers, "out"):
-            buffers.out = np.empty((_CHUNK, size_px, size_px, 3), dtype=np.uint8)
-        records = dataset.index[chunk]
-        widths, heights = records["width"].astype(np.int64), records["height"].astype(np.int64)
-        crops = train_crops(Augment(), widths, heights, seed=0, epoch=0, slots=chunk)
-        engine.decode(read_samples(dataset, chunk), widths, heights, crops, buffers.out[: len(chunk)])
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, np.array_split(ordinals, -(-samples // _CHUNK))))
-    return samples
-
-
-class _Images(TorchDataset[tuple[torch.Tensor, int]]):
-    """The map-style data set that most people would write over our shards."""
-
-    def __init__(self, shards: Path, size_px: int) -> None:
-        self._shards = shards
-        self._size_px = size_px
-        with Dataset.open(shards) as dataset:
-            self._samples = dataset.manifest.samples
-        self._opened: Dataset | None = None
-
-    def __len__(self) -> int:
-        return self._samples
-
-    def __getitem__(self, ordinal: int) -> tuple[torch.Tensor, int]:
-        if self._opened is None:  # once in each worker
-            self._opened = Dataset.open(self._shards)
-        record = self._opened.index[ordinal]
-        sizes = np.array([record["width"]], dtype=np.int64), np.array([record["height"]], dtype=np.int64)
-        out = np.empty((1, self._size_px, self._size_px, 3), dtype=np.uint8)
-        crops = train_crops(Augment(), *sizes, seed=0, epoch=0, slots=np.array([ordinal]))
-        PillowEngine().decode([self._opened.read(ordinal)], *sizes, crops, out)
-        return torch.from_numpy(out[0]).permute(2, 0, 1), int(record["label"])
-
-
-def _torch(shards: Path, batches: int, batch_size: int, size_px: int, workers: int) -> int:
-    data = _Images(shards, size_px)
-    source: Iterator[tuple[torch.Tensor, torch.Tensor]] = iter(
-        DataLoader(data, batch_size, shuffle=True, num_workers=workers, drop_last=len(data) >= batch_size)
+    about |= {"cores": cores, "load": round(os.getloadavg()[0], 2)}
+    kept = work if work is not None else Path(tempfile.mkdtemp(prefix="wv-bench-"))
+    try:
+        os.sched_setaffinity(0, sorted(allowed)[:cores])
+        logs = kept.resolve() / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        inputs = prepare(shards, kept.resolve(), max_samples)
+        batches = min(inputs.samples, max_samples) // batch_size
+        if not batches:
+            raise click.UsageError(f"{inputs.samples} samples are less than a batch: lower --batch-size {batch_size}")
+        setup = {"size_px": size_px, "batch_size": batch_size, "batches": batches, "workers": cores}
+        chosen = [
+            contestant
+            for contestant in _contestants(shards.resolve(), inputs, setup, python, kept.resolve())
+            if not only or any(text.lower() in contestant.label.lower() for text in only)
+        ]
+        if not chosen:
+            raise click.UsageError(f"nobody's name has {' or '.join(only)} in it")
+        rows = measure(chosen, repeats=repeats, watched_epochs=epochs_rss, logs=logs, timeout_s=timeout)
+    except ShardsError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        os.sched_setaffinity(0, allowed)
+        if work is None:
+            shutil.rmtree(kept, ignore_errors=True)
+    title = (
+        f"{batches * batch_size:,} of {inputs.samples:,} images, {1000 * inputs.mb / inputs.samples:.1f} KB each, to "
+        f"{size_px} px, batch {batch_size}, {cores} cores, {repeats} rounds"
     )
-    samples = 0
-    while samples < batches * batch_size:
-        try:
-            samples += len(next(source)[1])
-        except StopIteration:
-            break
-    del source
-    return samples
+    result = document(title, rows, about)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1))
+    if chart_file is not None:
+        chart_file.write_text(chart(result))
+    print_table(console, result)
+
+
+def _whose(python: Path) -> str:
+    if python == Path(os.path.abspath(_BENCH_PYTHON)):
+        return "of `make bench-setup`"
+    if python == Path(sys.executable):
+        return "this interpreter's own packages: `make bench-setup` installs the peers"
+    return "of --peer-python"
+
+
+def _contestants(shards: Path, inputs: Inputs, setup: dict[str, Any], python: Path, work: Path) -> list[Contestant]:
+    """Everybody: ours, ceilings, the reading rate, peers."""
+    images = {"folder": str(inputs.folder), "tars": [str(tar) for tar in inputs.tars], "samples": inputs.samples}
+
+    def ours(name: str, kind: str, what: str, engine: str) -> Contestant:
+        task = {"what": what, "engine": engine}
+        return Contestant(
+            name=name,
+            kind=kind,
+            dtype="" if kind == "reading" else "uint8",
+            command=(sys.executable, "-m", "wv_bench.loader_ours"),
+            setup={**setup, **images, "work": "", "dtype": "uint8", "shards": str(shards), **task},
+            environment=dict(os.environ),
+            engine=engine,
+        )
+
+    engines = [engine for engine in ENGINES if engine != "auto"]
+    peer_environment = environment(work)
+    return [
+        *(ours(f"ours, {engine}", "ours", "loader", engine) for engine in engines),
+        *(ours(f"decode alone, {engine}", "ceiling", "decode", engine) for engine in engines),
+        ours("read alone", "reading", "read", "auto"),
+        *(
+            Contestant(
+                name=peer.name,
+                kind="peer",
+                dtype=peer.dtype,
+                command=(str(python), "-m", f"wv_bench.peers.{peer.module}"),
+                setup={**setup, **images, "work": str(inputs.root / peer.module), "dtype": peer.dtype},
+                environment=peer_environment,
+                writes=peer.writes,
+            )
+            for peer in PEERS
+        ),
+    ]

@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_loader.plan import EpochPlan, Plan
+from wv_loader.read import MAX_GAP_BYTES
 from wv_loader.runs import I64, chunks_of
 
 BLOCKS = (1, 4, 16, 64, 256, 1024)
 """Lengths, in consecutive batches, over which class counts are compared with a draw's."""
-MERGED_GAP_BYTES = 8192
-"""A reader that merges neighbours reads gaps up to here along."""
 _STRETCHES = 8
 _TRACKED_SAMPLES = 2048
 _CERTAIN = -1e9
@@ -221,7 +220,8 @@ class Reading:
     """Bytes that an epoch reads from the shards, over the bytes of the images that it shows."""
 
     merged: float
-    """Shown samples only, gaps of 8 KB or less between them read along."""
+    """Shown samples of a visit, with the gaps between them that the reader takes along: at most this, for it reads a
+    window in parts, whose samples are seldom neighbours."""
     whole_visits: float
     """Every visit from its run's first byte to its last."""
     used_over_unique: float
@@ -243,7 +243,7 @@ def reading(epoch: EpochPlan, offsets: I64) -> Reading:
         sizes = layout.sizes[ordinals].astype(np.int64)
         used += int(sizes.sum())
         gap = offsets[ordinals[1:]] - offsets[ordinals[:-1]] - sizes[:-1]
-        gaps += int(gap[(gap <= MERGED_GAP_BYTES) & (visit[1:] == visit[:-1])].sum())
+        gaps += int(gap[(gap <= MAX_GAP_BYTES) & (visit[1:] == visit[:-1])].sum())
     lasts = plan.run_starts[1:] - 1
     spans = offsets[lasts] + layout.sizes[lasts] - offsets[plan.run_starts[:-1]]
     unique = int(layout.sizes[slice(None) if layout.excluded is None else ~layout.excluded].sum(dtype=np.int64))

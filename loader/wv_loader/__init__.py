@@ -1,10 +1,12 @@
 """Feeds training loops from shards: classes rebalanced, every run repeatable and resumable on any number of ranks."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from wv_loader.augment import Augment
-from wv_loader.batch import Batch
 from wv_loader.engine import ENGINES
-from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
-from wv_loader.loader import Loader
+from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError, StorageError
+from wv_loader.metrics import MetricsServer, serve_metrics
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
 
@@ -17,5 +19,23 @@ __all__ = [
     "Loader",
     "LoaderError",
     "LoaderStats",
+    "MetricsServer",
     "StateMismatchError",
+    "StorageError",
+    "TimmLoader",
+    "serve_metrics",
 ]
+
+if TYPE_CHECKING:
+    from wv_loader.batch import Batch
+    from wv_loader.for_timm import TimmLoader
+    from wv_loader.loader import Loader
+
+_WITH_TORCH = {"Batch": "wv_loader.batch", "Loader": "wv_loader.loader", "TimmLoader": "wv_loader.for_timm"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is asked for: worker processes do without it, and its 200 MB each."""
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WITH_TORCH[name]), name)

@@ -1,9 +1,10 @@
-"""Which region of each image is shown, and whether mirrored: drawn from the plan's randomness, not from an engine's.
+"""What happens to each image: its region, mirroring, colours, operations; drawn from the plan's randomness.
 
-Every engine is given the same boxes, so all of them show the same region of the same image. It touches no pixels.
+Every engine is given the same boxes, so all of them show the same region of the same image; what changes pixels after
+that is the same code for all (effects.py). It touches no pixels itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from enum import IntEnum
 from functools import lru_cache
@@ -16,6 +17,38 @@ from wv_shards import combine
 _TRIES = 10
 _TAG = 0x41554747  # keeps these draws apart from the plan's
 _RATIO_KNOTS = 257
+_ERASE_SCALE = (0.02, 0.33)
+_ERASE_RATIO = (0.3, 3.3)
+MAGNITUDE_MAX = 30
+"""RandAugment's strongest setting."""
+
+
+class Jitter(IntEnum):
+    """Steps of the colour jitter."""
+
+    BRIGHTNESS = 0
+    CONTRAST = 1
+    SATURATION = 2
+    HUE = 3
+
+
+class Operation(IntEnum):
+    """RandAugment's operations: torchvision's list, in its order."""
+
+    IDENTITY = 0
+    SHEAR_X = 1
+    SHEAR_Y = 2
+    TRANSLATE_X = 3
+    TRANSLATE_Y = 4
+    ROTATE = 5
+    BRIGHTNESS = 6
+    COLOR = 7
+    CONTRAST = 8
+    SHARPNESS = 9
+    POSTERIZE = 10
+    SOLARIZE = 11
+    AUTO_CONTRAST = 12
+    EQUALIZE = 13
 
 
 class _Draw(IntEnum):
@@ -24,12 +57,29 @@ class _Draw(IntEnum):
     X = 2
     Y = 3
     FLIP = 4
+    OPERATION = 5
+    SIGN = 6
+    ORDER = 7
+    FACTOR = 8
+    ERASE = 9
+    ERASE_AREA = 10
+    ERASE_RATIO = 11
+    ERASE_X = 12
+    ERASE_Y = 13
+
+
+_CROP_DRAWS = (_Draw.AREA, _Draw.RATIO, _Draw.X, _Draw.Y)
+_ERASE_DRAWS = (_Draw.ERASE_AREA, _Draw.ERASE_RATIO, _Draw.ERASE_X, _Draw.ERASE_Y)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
-    """Training crops after RandomResizedCrop (Szegedy et al., "Going deeper with convolutions", 2014), and the
-    single centre crop of evaluation."""
+    """Training crops after RandomResizedCrop (Szegedy et al., "Going deeper with convolutions", 2014), effects on the
+    cropped image, and the single centre crop of evaluation.
+
+    Effects are off unless asked for; they come in this order: RandAugment, colour jitter, erasing. All of them are of
+    training only.
+    """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a training crop shows."""
@@ -39,6 +89,20 @@ class Augment:
     """Probability of mirroring left and right in training."""
     eval_crop_fraction: float = 0.875
     """Evaluation: the shorter side is resized to size_px / this, then the centre is cut out."""
+    brightness: float = 0.0
+    """Colour jitter as torchvision's ColorJitter: the factor is drawn from 1 − this … 1 + this, not below 0."""
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    """Turns of the colour circle, drawn from − this … + this; at most 0.5."""
+    randaugment_operations: int = 0
+    """Operations on each image (Cubuk et al., "RandAugment", 2019), drawn from torchvision's list of 14."""
+    randaugment_magnitude: int = 9
+    """Strength of all operations, 0 … 30."""
+    erase: float = 0.0
+    """Probability of filling a box of 2 … 33% of the area (Zhong et al., "Random Erasing Data Augmentation", 2017)."""
+    erase_color: tuple[int, int, int] = (124, 116, 104)
+    """What the box is filled with; ImageNet's mean becomes 0 when it is normalised."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
@@ -49,6 +113,24 @@ class Augment:
             raise ValueError(f"flip must be a probability, got {self.flip}")
         if not 0.0 < self.eval_crop_fraction <= 1.0:
             raise ValueError(f"eval_crop_fraction must be 0 < fraction <= 1, got {self.eval_crop_fraction}")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0.0 <= self.hue <= 0.5:
+            raise ValueError(f"hue must be 0 … 0.5, got {self.hue}")
+        if self.randaugment_operations < 0:
+            raise ValueError(f"randaugment_operations must be 0 or more, got {self.randaugment_operations}")
+        if not 0 <= self.randaugment_magnitude <= MAGNITUDE_MAX:
+            raise ValueError(f"randaugment_magnitude must be 0 … {MAGNITUDE_MAX}, got {self.randaugment_magnitude}")
+        if not 0.0 <= self.erase <= 1.0:
+            raise ValueError(f"erase must be a probability, got {self.erase}")
+        if not all(0 <= level <= 255 for level in self.erase_color):
+            raise ValueError(f"erase_color must be three levels 0 … 255, got {self.erase_color}")
+
+    @property
+    def jitter(self) -> tuple[float, float, float, float]:
+        """Widths of the four ranges of the colour jitter, in the order of `Jitter`."""
+        return self.brightness, self.contrast, self.saturation, self.hue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,22 +160,79 @@ def train_crops(
         seed, epoch: of the plan.
         slots: (n,) place of each sample in the epoch, b·B + slot; decides the draw, alike on every number of ranks.
     """
-    area = widths * heights * _uniform(augment.crop_scale, _draw(seed, epoch, slots, _Draw.AREA))  # (tries, n)
-    ratio = _ratios(augment.crop_ratio)(_draw(seed, epoch, slots, _Draw.RATIO))
-    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (width > 0) & (height > 0) & (width <= widths) & (height <= heights)
-    first = np.argmax(fits, axis=0)  # (n,)
-    each = np.arange(len(slots))
-    width, height = width[first, each], height[first, each]
-    left = np.floor(_draw(seed, epoch, slots, _Draw.X)[first, each] * (widths - width + 1))
-    top = np.floor(_draw(seed, epoch, slots, _Draw.Y)[first, each] * (heights - height + 1))
-    boxes = np.stack([left, top, left + width, top + height], axis=1)
-    unfit = ~fits.any(axis=0)
+    boxes, unfit = _drawn_boxes(
+        augment.crop_scale, augment.crop_ratio, widths, heights, _CROP_DRAWS, seed=seed, epoch=epoch, slots=slots
+    )
     if unfit.any():
         boxes[unfit] = _widest_centre(augment.crop_ratio, widths[unfit], heights[unfit])
     flips = _draw(seed, epoch, slots, _Draw.FLIP)[0] < augment.flip
     return Crops(boxes=boxes, flips=flips)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effects:
+    """What to do to the pixels of each image of a batch after it was cropped."""
+
+    operations: NDArray[np.int64]
+    """(n, k) RandAugment's, of `Operation`, in this order; k is 0 where it is off."""
+    signs: NDArray[np.int64]
+    """(n, k) −1 or 1, for the operations that have two directions."""
+    magnitude: int
+    """0 … MAGNITUDE_MAX, of all operations."""
+    jitter_order: NDArray[np.int64]
+    """(n, k) of `Jitter`, those that have a range, in the order in which they are done."""
+    jitter_factors: NDArray[np.float64]
+    """(n, 4) by `Jitter`."""
+    erased: NDArray[np.int64]
+    """(n, 4) left, top, right, bottom of the box to fill; empty where nothing is."""
+    erase_color: tuple[int, int, int]
+
+    def slots(self, wanted: slice) -> "Effects":
+        """The same for some of the slots."""
+        return replace(
+            self,
+            operations=self.operations[wanted],
+            signs=self.signs[wanted],
+            jitter_order=self.jitter_order[wanted],
+            jitter_factors=self.jitter_factors[wanted],
+            erased=self.erased[wanted],
+        )
+
+
+def train_effects(augment: Augment, size_px: int, *, seed: int, epoch: int, slots: NDArray[np.int64]) -> Effects | None:
+    """Random effects; None where the options ask for none. Arguments as of `train_crops`."""
+    count = augment.randaugment_operations
+    if not (count or augment.erase or any(augment.jitter)):
+        return None
+    n = len(slots)
+    places = np.arange(count)
+    operations = combine(seed, _TAG, epoch, _Draw.OPERATION, places, slots[:, None]) % np.uint64(len(Operation))
+    signs = 1 - 2 * (combine(seed, _TAG, epoch, _Draw.SIGN, places, slots[:, None]) >> np.uint64(63)).astype(np.int64)
+    steps = np.arange(len(Jitter))
+    width = np.array(augment.jitter)
+    centre = np.where(steps == Jitter.HUE, 0.0, 1.0)
+    low = np.where(steps == Jitter.HUE, -width, np.maximum(centre - width, 0.0))
+    factors = low + (centre + width - low) * _unit(combine(seed, _TAG, epoch, _Draw.FACTOR, steps, slots[:, None]))
+    # A step without a range is left out: hue there and back is not the same picture.
+    asked = np.flatnonzero(width)
+    order = asked[np.argsort(combine(seed, _TAG, epoch, _Draw.ORDER, asked, slots[:, None]), axis=1, kind="stable")]
+    erased = np.zeros((n, 4), dtype=np.int64)
+    if augment.erase:
+        sides = np.full(n, size_px, dtype=np.int64)
+        boxes, unfit = _drawn_boxes(
+            _ERASE_SCALE, _ERASE_RATIO, sides, sides, _ERASE_DRAWS, seed=seed, epoch=epoch, slots=slots
+        )
+        chosen = ~unfit & (_draw(seed, epoch, slots, _Draw.ERASE)[0] < augment.erase)
+        erased[chosen] = boxes[chosen].astype(np.int64)
+    return Effects(
+        operations=operations.astype(np.int64),
+        signs=signs,
+        magnitude=augment.randaugment_magnitude,
+        jitter_order=order,
+        jitter_factors=factors,
+        erased=erased,
+        erase_color=augment.erase_color,
+    )
 
 
 def eval_crops(augment: Augment, widths: NDArray[np.int64], heights: NDArray[np.int64], size_px: int) -> Crops:
@@ -118,8 +257,38 @@ def eval_crops(augment: Augment, widths: NDArray[np.int64], heights: NDArray[np.
 def _draw(seed: int, epoch: int, slots: NDArray[np.int64], what: _Draw) -> NDArray[np.float64]:
     """(tries, n) evenly drawn numbers in [0, 1)."""
     tries = np.arange(_TRIES)[:, None]
-    drawn = combine(seed, _TAG, epoch, what, tries, slots[None, :]) >> np.uint64(11)
-    return drawn.astype(np.float64) * 2.0**-53
+    return _unit(combine(seed, _TAG, epoch, what, tries, slots[None, :]))
+
+
+def _unit(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Evenly drawn numbers in [0, 1)."""
+    return np.asarray((hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _drawn_boxes(
+    scale: tuple[float, float],
+    ratios: tuple[float, float],
+    widths: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    draws: tuple[_Draw, _Draw, _Draw, _Draw],
+    *,
+    seed: int,
+    epoch: int,
+    slots: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(n, 4) boxes of random area, ratio and place, the first of ten tries that fits; (n,) where none did."""
+    of_area, of_ratio, of_x, of_y = draws
+    area = widths * heights * _uniform(scale, _draw(seed, epoch, slots, of_area))  # (tries, n)
+    ratio = _ratios(ratios)(_draw(seed, epoch, slots, of_ratio))
+    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (width > 0) & (height > 0) & (width <= widths) & (height <= heights)
+    first = np.argmax(fits, axis=0)  # (n,)
+    each = np.arange(len(slots))
+    width, height = width[first, each], height[first, each]
+    left = np.floor(_draw(seed, epoch, slots, of_x)[first, each] * (widths - width + 1))
+    top = np.floor(_draw(seed, epoch, slots, of_y)[first, each] * (heights - height + 1))
+    return np.stack([left, top, left + width, top + height], axis=1), np.asarray(~fits.any(axis=0))
 
 
 def _uniform(bounds: tuple[float, float], drawn: NDArray[np.float64]) -> NDArray[np.float64]:

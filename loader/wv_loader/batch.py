@@ -1,9 +1,11 @@
 """Last stage: what a training loop receives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +22,10 @@ class Batch:
     """(n,) bool; False where the slot is padded or its sample failed."""
     index: int
     """b, number of the global batch within its epoch."""
+    masked: int = 0
+    """Slots that are not valid, as a number that needs no device to be asked."""
+    seed: int = 0
+    """For random numbers of your own: of the loader's seed, the epoch and b, alike on all ranks and after a resume."""
 
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
         """The images as a model wants them.
@@ -43,3 +49,16 @@ class Batch:
             for name in ("images", "labels", "ordinals", "valid")
         }
         return replace(self, **moved)
+
+
+def batch_memory(shape: tuple[int, ...], take: Callable[[], NDArray[np.uint8]]) -> Callable[[], torch.Tensor]:
+    """What gives the (shape) uint8 tensors of a loop's batches, of uninitialised memory.
+
+    Args:
+        shape: of a tensor.
+        take: gives arrays of that shape. Where CUDA is it is not asked: the memory is pinned by torch, whose allocator
+            uses memory again by itself, and not before it has been copied to the device.
+    """
+    if torch.cuda.is_available():
+        return lambda: torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    return lambda: torch.from_numpy(take())

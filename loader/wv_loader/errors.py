@@ -11,3 +11,7 @@ class StateMismatchError(LoaderError):
 
 class BadSampleBudgetError(LoaderError):
     """More samples failed than the budget allows; the message counts them by reason."""
+
+
+class StorageError(LoaderError):
+    """Nothing can be read any more: the disk or the mount is gone, which no budget for bad images is for."""

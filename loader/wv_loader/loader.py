@@ -4,10 +4,11 @@ It holds (epoch, batches done) and nothing else that a checkpoint needs. What an
 it gets here pipeline.py's.
 """
 
-import json
+import itertools
 import os
-import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,19 +19,24 @@ import torch.distributed
 import xxhash
 from numpy.typing import NDArray
 
-from wv_loader.augment import Augment, eval_crops, train_crops
-from wv_loader.batch import Batch
+from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
+from wv_loader.batch import Batch, batch_memory
+from wv_loader.buffers import Buffers
+from wv_loader.deliver import Delivery, Transform, batch_seed, find_device
 from wv_loader.engine import make_engine
-from wv_loader.errors import BadSampleBudgetError, LoaderError, StateMismatchError
-from wv_loader.pipeline import Job, Pipeline
+from wv_loader.errors import LoaderError, StateMismatchError
+from wv_loader.faults import Faults
+from wv_loader.parts import Parts, ReadAheadSize
+from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
-from wv_loader.read import Failure
+from wv_loader.processes import ProcessStage, Workers
 from wv_loader.runs import Layout
+from wv_loader.stage import Failures, Job, ThreadStage
 from wv_loader.stats import LoaderStats
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
-_SMALLEST_BUDGET = 16
+_MOST_READ_AHEAD_BYTES = 2 << 30
 
 
 class Loader:
@@ -56,10 +62,15 @@ class Loader:
         window: int = 1024,
         run_length: int | None = None,
         augment: Augment | None = None,
+        transform: Transform | None = None,
+        device: torch.device | str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         threads: int | None = None,
-        prefetch: int = 4,
+        processes: int = 0,
+        prefetch: int = 3,
+        read_ahead_batches: int = 8,
+        read_ahead_bytes: int | None = None,
         bad_budget: int | float | None = 0.01,
         quarantine: Path | str | None = None,
     ) -> None:
@@ -78,13 +89,27 @@ class Loader:
             streams: V; a state can move to any number of ranks that divides it. None: B's largest divisor up to 64.
             window: samples of a stream that are shuffled together.
             run_length: consecutive samples that are read together. None: by the data set's size.
-            augment: ranges of the crops.
+            augment: ranges of the crops, and effects such as colour jitter.
+            transform: gets every `Batch` and gives what the loop sees in its place. It runs in a thread of its own, one
+                batch after the other in order, at most two ahead of the loop. It should keep nothing from batch to
+                batch, and draw random numbers from `batch.seed`: a resumed run then sees the same.
+            device: batches are brought there, by a stream of their own on CUDA, before `transform` sees them.
             rank, world_size: of torch.distributed, else of torchrun's environment, unless given.
             threads: decode threads; None: the cores that this process may use, divided by the local ranks.
-            prefetch: batches that may be under way.
+            processes: worker processes that share the work and the threads, where there are more cores than one
+                process can feed; at most as many as this rank has streams. 0: none. They live until `close`.
+            prefetch: batches that are decoded ahead, at most.
+            read_ahead_batches: batches beyond these whose files are read ahead, at least. A storage that stands still
+                is not noticed for (prefetch + read_ahead_batches) times the time per batch.
+            read_ahead_bytes: memory for files that are read and not decoded yet. Where the windows of all streams fit
+                into it they are read as a whole, in file order; else in parts. Less than those batches need is
+                exceeded. None: an eighth of the machine's memory, at most 2 GiB, divided by the local ranks.
             bad_budget: failed shows of an epoch on this rank after which iteration stops with an error: a count (int)
-                or a fraction of the data set (float, at least 16 shows); None: never.
-            quarantine: file that gets a JSON line for every failed show.
+                or a fraction of the epoch's shows on this rank (float, at least 16 shows); None: never. Samples that
+                were known to be bad when the data set was indexed do not count. Unless it is None, iteration also stops
+                as soon as nothing can be read any more.
+            quarantine: file that gets a JSON line for every sample that failed, once per reason; it goes on where it is
+                there, and all ranks may share it.
 
         Raises:
             ShardsError: no finished data set of this format.
@@ -96,6 +121,8 @@ class Loader:
         self.train = train
         self.size_px = size_px
         self.augment = augment or Augment()
+        self.transform = transform
+        self.device = find_device(device)
         self.dataset = Dataset.open(directory)
         self.rank, self.world_size = _place(rank, world_size)
         taus = (float(balance),) if isinstance(balance, (int, float)) else tuple(float(tau) for tau in balance)
@@ -124,18 +151,41 @@ class Loader:
             )
         self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
         self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
+        # What is read row by row: streams in training, a stretch of slots in evaluation.
+        self._rows = _split(self._slots, len(self._share) if train else max(1, processes))
+        if not 0 <= processes <= min(len(self._rows), len(self._slots)):
+            raise LoaderError(
+                f"processes must be between 0 and {min(len(self._rows), len(self._slots))}, this rank's share of "
+                f"{'the streams' if train else 'a batch'}, got {processes}"
+            )
+        self._row_slots = [len(row) for row in self._rows]
         self._sequential = None if train else SequentialPlan(layout, batch_size)
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
-        self._budget = _budget(bad_budget, self.num_samples)
-        self._quarantine = None if quarantine is None else Path(quarantine)
+        self._read_ahead = ReadAheadSize.within(
+            _default_read_ahead() if read_ahead_bytes is None else read_ahead_bytes,
+            sample_bytes=float(layout.sizes.mean()),
+            rows=len(self._rows),
+            row_slots=len(self._slots) // len(self._rows),
+            window=window,
+            lead=read_ahead_batches,
+            streams=parts if train else len(self._rows),
+        )
+        self._shape = shape = (len(self._slots), size_px, size_px, 3)
+        self._buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8), spare=self._prefetch)
+        self._processes = processes
+        self._workers: Workers | None = None
+        self._end_workers: Callable[[], object] = lambda: None
         self.stats = LoaderStats()
+        self._faults = Faults(
+            self.dataset, self.stats, budget=bad_budget, quarantine=None if quarantine is None else Path(quarantine)
+        )
         self._epoch = 0
         self._position = 0
         self._keep_position = False
+        self._through = False
         self._planned: EpochPlan | None = None
-        self._bad_shows = 0
 
     # -- what the data set holds ------------------------------------------------------------------------------------
 
@@ -186,11 +236,16 @@ class Loader:
             raise LoaderError(f"epoch must be 0 or more, got {epoch}")
         if not (self._keep_position and epoch == self._epoch):
             self._epoch, self._position = epoch, 0
-        self._keep_position = False
+        self._keep_position = self._through = False
 
     def __len__(self) -> int:
         """Global batches of the current epoch; alike on all ranks, and known before the epoch starts."""
         return self._current_plan().batches
+
+    @property
+    def epoch_samples(self) -> int:
+        """L, shows of the current epoch on all ranks."""
+        return self._current_plan().samples
 
     def state_dict(self) -> dict[str, Any]:
         """Position and everything that decides the plan; small and JSON-able.
@@ -231,7 +286,7 @@ class Loader:
                 f"not a state of this loader: batch {state['batches']} of epoch {state['epoch']}, which has {batches}"
             )
         self._epoch, self._position = state["epoch"], state["batches"]
-        self._keep_position = True
+        self._keep_position, self._through = True, False
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides which samples come in which order; nothing that a change of ranks changes."""
@@ -262,40 +317,62 @@ class Loader:
     # -- iteration --------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
-        """This rank's batches of the current epoch, from the current position.
+        """This rank's batches of the current epoch, from the current position, or what `transform` made of them.
 
         Raises:
             BadSampleBudgetError: too many samples failed.
+            StorageError: nothing can be read any more.
         """
+        asked = self.stats.clock()
+        self._close_epoch()  # a loop that takes as many batches as `len` says, and asks for no more, has not
         plan = self._current_plan()
+        self.stats.add_plan(self.stats.clock() - asked)
         self._keep_position = False
-        if self._position == 0:
-            self._bad_shows = 0
+        self._faults.begin(plan.batches * len(self._slots), afresh=self._position == 0)
         epoch, numbers = self._epoch, range(self._position, plan.batches)
+        parts = self._parts(plan, numbers.start)
+        stage, memory = self._begin()
         pipeline = Pipeline(
-            lambda number: self._job(plan, epoch, number),
+            lambda number: self._order(plan, parts, epoch, number),
             numbers,
-            dataset=self.dataset,
-            engine=self.engine,
+            stage=stage,
+            memory=memory,
             stats=self.stats,
-            threads=self._threads,
             prefetch=self._prefetch,
+            lead=self._read_ahead.lead,
         )
-        with pipeline:
-            taken = time.perf_counter()
+
+        def take() -> tuple[Batch, Failures]:
+            batch, failures = pipeline.take()
+            masked = len(batch.valid) - int(batch.valid.sum())
+            return replace(batch, seed=batch_seed(self.options.seed, epoch, batch.index), masked=masked), failures
+
+        # The pipeline is left first: a thread of the delivery may wait in `take`.
+        with Delivery(take, len(numbers), transform=self.transform, device=self.device) as delivery, pipeline:
             for number in numbers:
-                asked = time.perf_counter()
-                batch, failures = pipeline.take(number)
-                self.stats.busy_seconds_total += asked - taken
-                self.stats.wait_seconds_total += time.perf_counter() - asked
-                self._account(batch, failures)
+                delivered, batch, failures = delivery.take()
+                self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
                 self._position += 1
-                taken = time.perf_counter()
-                yield batch
-        self._epoch, self._position = self._epoch + 1, 0
+                self._through = self._position == plan.batches
+                handed = self.stats.clock()
+                self.stats.add_wait(handed - asked, first=number == numbers.start)
+                del batch  # its memory may be wanted
+                yield delivered
+                del delivered
+                asked = self.stats.clock()
+                self.stats.add_work(asked - handed)
+        self._through = True  # also where there was nothing to show
+        self._close_epoch()
+
+    def _close_epoch(self) -> None:
+        """The next epoch follows where all batches of this one were taken."""
+        if self._through:
+            self._epoch, self._position, self._through = self._epoch + 1, 0, False
 
     def close(self) -> None:
-        """Close the shards' files."""
+        """Close the shards' files and end the worker processes. Both are opened anew when they are needed."""
+        self._end_workers()
+        self._workers = None
         self.dataset.close()
 
     def __enter__(self) -> Self:
@@ -306,34 +383,43 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _account(self, batch: Batch, failures: dict[int, Failure]) -> None:
-        """Count a batch and its failed samples, name those, and stop when there are too many."""
-        self.stats.batches += 1
-        self.stats.samples += int(batch.valid.sum())
-        if not failures:
-            return
-        self.stats.failures.update(str(reason) for reason in failures.values())
-        self._bad_shows += len(failures)
-        if self._quarantine is not None:
-            self._name(batch, failures, self._quarantine)
-        if self._budget is not None and self._bad_shows > self._budget:
-            counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.stats.failures.items()))
-            raise BadSampleBudgetError(
-                f"{self._bad_shows} samples of epoch {self._epoch} failed, {self._budget} are allowed ({counts}); "
-                f"run `wv-ingest verify {self.dataset.directory}`, or raise bad_budget"
+    def _begin(self) -> tuple[ThreadStage | ProcessStage, Callable[[], torch.Tensor]]:
+        """What reads and decodes in a loop, and the memory of its batches."""
+        if not self._processes:
+            stage = ThreadStage(self.dataset, self.engine, self.stats, row_slots=self._row_slots, threads=self._threads)
+            return stage, batch_memory(self._shape, self._buffers.take)
+        if self._workers is None or self._workers.error is not None:
+            self._end_workers()
+            self._workers = Workers(
+                self.dataset.directory,
+                self.engine,
+                self.stats,
+                processes=self._processes,
+                threads=self._threads,
+                row_slots=self._row_slots,
+                size_px=self.size_px,
+                spare=self._prefetch,
             )
+            self._end_workers = weakref.finalize(self, self._workers.close)
+        return self._workers.begin(), batch_memory(self._shape, self._workers.memory)
 
-    def _name(self, batch: Batch, failures: dict[int, Failure], path: Path) -> None:
-        slots = sorted(failures)
-        ordinals = batch.ordinals[slots].tolist()
-        keys = self.dataset.keys(ordinals)
-        with open(path, "a", encoding="utf-8") as file:
-            for slot, ordinal, key in zip(slots, ordinals, keys, strict=True):
-                shard = self.dataset.shard_path(int(self.dataset.shard_of(ordinal))).name
-                row = {"epoch": self._epoch, "batch": batch.index, "ordinal": ordinal, "key": key}
-                file.write(json.dumps({**row, "shard": shard, "reason": str(failures[slot])}) + "\n")
+    def _parts(self, plan: EpochPlan | SequentialPlan, first_batch: int) -> Parts:
+        if isinstance(plan, EpochPlan):
+            streams, epoch_plan = self._share, plan
 
-    def _job(self, plan: EpochPlan | SequentialPlan, epoch: int, number: int) -> Job:
+            def window_of(row: int, position: int) -> tuple[NDArray[np.int64], int]:
+                ordinals, first, _ = epoch_plan.window_of(streams[row], position)
+                return ordinals, first
+        else:
+            rows, sequential, count = self._rows, plan, self.options.window
+
+            def window_of(row: int, position: int) -> tuple[NDArray[np.int64], int]:
+                first = position // count * count
+                return sequential.following(rows[row], first, count), first
+
+        return Parts(window_of, self._row_slots, first_batch=first_batch, part=self._read_ahead.part)
+
+    def _order(self, plan: EpochPlan | SequentialPlan, parts: Parts, epoch: int, number: int) -> Order:
         """Everything about a batch that can be known without reading it."""
         ordinals = plan.batch(number, self._share)
         records = self.dataset.index[np.maximum(ordinals, 0)]
@@ -344,17 +430,14 @@ class Loader:
         if self.train:
             slots = number * self.options.batch_size + np.array(self._slots)
             crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)
+            effects = train_effects(self.augment, self.size_px, seed=self.options.seed, epoch=epoch, slots=slots)
         else:
+            effects = None
             crops = eval_crops(self.augment, widths, heights, self.size_px)
-        pinned = torch.cuda.is_available()
-        return Job(
-            number=number,
-            ordinals=ordinals,
-            widths=widths,
-            heights=heights,
+        return Order(
+            parts=parts.of(number, ordinals),
+            job=Job(number=number, ordinals=ordinals, widths=widths, heights=heights, crops=crops, effects=effects),
             labels=np.where(present, records["label"], 0).astype(np.int64),
-            crops=crops,
-            images=torch.empty((len(ordinals), self.size_px, self.size_px, 3), dtype=torch.uint8, pin_memory=pinned),
         )
 
 
@@ -403,7 +486,12 @@ def _default_threads() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _budget(bad_budget: int | float | None, samples: int) -> int | None:
-    if bad_budget is None or isinstance(bad_budget, int):
-        return bad_budget
-    return max(_SMALLEST_BUDGET, round(bad_budget * samples))
+def _default_read_ahead() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory // 8, _MOST_READ_AHEAD_BYTES) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _split(slots: range, pieces: int) -> list[range]:
+    """Cut a range into pieces, alike in length but for one."""
+    borders = [len(slots) * piece // pieces for piece in range(pieces + 1)]
+    return [slots[a:b] for a, b in itertools.pairwise(borders)]

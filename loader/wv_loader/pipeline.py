@@ -1,22 +1,25 @@
 """The threads between the plan and the consumer.
 
 ```
-feed thread      read threads            decode threads          consumer
-plan a batch ──► pread, checksum  ─────► decode, crop, resize ─► take batches in order
-      ▲                                                                │
-      └──────────── at most `prefetch` batches under way ◄─────────────┘
+feed thread            read threads          dispatch thread        decode threads         consumer
+plan a batch, say ───► pread, checksum ────► wait for its samples, ─► decode, crop, ───► take batches in order
+what to read                                 find memory for it       resize                  │
+   ▲                                           ▲                                              │
+   │                                           └── at most `prefetch` batches are pixels ─────┤
+   └──────── at most `lead` more are files that are being read or wait to be decoded ─────────┘
 ```
 
-A batch travels in chunks of slots, so that its first chunk is decoded while its last is read. Whatever fails in a
-thread reaches the consumer at the batch where it failed. The pipeline decides no order and keeps no state.
+So a storage that stands still is not noticed by a consumer for (lead + prefetch) times its time per batch, once that
+much is under way. Whatever fails in a thread reaches the consumer at the batch where it failed. The pipeline decides no
+order and keeps no state.
 """
 
+import queue
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -24,157 +27,176 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wv_loader.augment import Crops
 from wv_loader.batch import Batch
-from wv_loader.engine import Engine
-from wv_loader.read import Failure, read_samples
+from wv_loader.parts import Part
+from wv_loader.processes import ProcessStage
+from wv_loader.stage import Failures, Job, ThreadStage
 from wv_loader.stats import LoaderStats
-from wv_shards import Dataset
 
-_READ_THREADS = 4
-_CHUNK_SLOTS = 16
-
-Result = tuple[Batch, dict[int, Failure]]
-"""A batch, and by slot why its samples failed."""
+Result = tuple[Batch, Failures]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One batch as far as it is known before anything was read: this rank's n slots."""
+class Order:
+    """A batch that is planned: what to read now, what to decode, and what comes along."""
 
-    number: int
-    ordinals: NDArray[np.int64]
-    """(n,); −1 where padded."""
+    parts: Sequence[Part]
+    job: Job
     labels: NDArray[np.int64]
     """(n,)"""
-    widths: NDArray[np.int64]
-    """(n,) of the stored images."""
-    heights: NDArray[np.int64]
-    crops: Crops
-    images: torch.Tensor
-    """(n, S, S, 3) uint8, to be filled."""
 
 
 class Pipeline:
-    """Batches under way. A context: leaving it ends all threads."""
+    """Batches under way. A context: leaving it ends its threads and closes the stage."""
 
     def __init__(
         self,
-        make_job: Callable[[int], Job],
+        make_order: Callable[[int], Order],
         numbers: range,
         *,
-        dataset: Dataset,
-        engine: Engine,
+        stage: ThreadStage | ProcessStage,
+        memory: Callable[[], torch.Tensor],
         stats: LoaderStats,
-        threads: int,
         prefetch: int,
+        lead: int,
     ) -> None:
-        self.dataset = dataset
-        self.engine = engine
-        self.stats = stats
-        self.readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="wv-read")
-        self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="wv-decode")
-        self._make_job = make_job
+        """Get ready; nothing runs before the context is entered.
+
+        Args:
+            make_order: plans a batch; called in the feed thread, in the order of the numbers.
+            numbers: the batches.
+            stage: reads and decodes.
+            memory: gives (n, S, S, 3) uint8 tensors for the pixels.
+            stats: gets the depth of the queue.
+            prefetch: batches whose pixels may be under way, the one that the consumer takes next included.
+            lead: batches beyond these whose samples may be read.
+        """
+        self._make_order = make_order
         self._numbers = numbers
-        self._room = threading.Semaphore(prefetch)
-        self._stopping = threading.Event()
-        self._under_way: dict[int, Future[Result]] = {}
+        self._stage = stage
+        self._memory = memory
+        self._stats = stats
+        self._stopping = False
+        self._read_room = threading.Semaphore(prefetch + lead)
+        self._decode_room = threading.Semaphore(prefetch)
+        self._fed: queue.SimpleQueue[Order | BaseException] = queue.SimpleQueue()
+        self._under_way: deque[Future[Result]] = deque()
         self._announced = threading.Condition()
-        self._feeder = threading.Thread(target=self._feed, name="wv-feed", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._feed, name="wv-feed", daemon=True),
+            threading.Thread(target=self._dispatch, name="wv-dispatch", daemon=True),
+        ]
 
     def __enter__(self) -> Self:
-        self._feeder.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping.set()
-        self._room.release()
-        self._feeder.join()
-        self.readers.shutdown(cancel_futures=True)
-        self.decoders.shutdown(cancel_futures=True)
-
-    def take(self, number: int) -> Result:
-        """Wait for a batch. Each can be taken once, in the order of their numbers."""
+        self._stopping = True
+        self._read_room.release()
+        self._decode_room.release()
+        self._fed.put(_Stopped())
+        self._stage.close()
+        for thread in self._threads:
+            thread.join()
+        # Nothing will finish any more: who waits in `take`, in a thread of its own, is told.
         with self._announced:
-            self._announced.wait_for(lambda: number in self._under_way)
-            future = self._under_way.pop(number)
-            self.stats.ready_batches = sum(other.done() for other in self._under_way.values())
+            for batch in self._under_way:
+                if not batch.done():
+                    batch.set_exception(_Stopped())
+            self._announced.notify_all()
+
+    def take(self) -> Result:
+        """Wait for the next batch, and get it with the failures of its slots.
+
+        Raises:
+            BaseException: what went wrong in a thread, or that the context was left.
+        """
+        with self._announced:
+            ready = sum(batch.done() for batch in self._under_way)
+            self._stats.add_depths(ready=ready, under_way=len(self._under_way) - ready)
+            self._announced.wait_for(lambda: self._under_way or self._stopping)
+            if not self._under_way:
+                raise _Stopped
+            future = self._under_way[0]
         result = future.result()
-        self._room.release()
+        with self._announced:
+            self._under_way.popleft()
+        self._decode_room.release()
+        self._read_room.release()
         return result
 
     def _feed(self) -> None:
         for number in self._numbers:
-            self._room.acquire()
-            if self._stopping.is_set():
+            self._read_room.acquire()
+            if self._stopping:
                 return
-            future: Future[Result] = Future()
-            with self._announced:
-                self._under_way[number] = future
-                self._announced.notify()
             try:
-                _Assembly(self, self._make_job(number), future).start()
-            except Exception as error:
-                future.set_exception(error)
+                started = self._stats.clock()
+                order = self._make_order(number)
+                self._stats.add_plan(self._stats.clock() - started)
+                self._stage.read(order.parts)
+            except BaseException as error:
+                self._fed.put(error)
                 return
+            self._fed.put(order)
+
+    def _dispatch(self) -> None:
+        for number in self._numbers:
+            self._decode_room.acquire()
+            order = self._fed.get()
+            if self._stopping:
+                return
+            result: Future[Result] = Future()
+            try:
+                if isinstance(order, BaseException):
+                    raise order
+                self._start(order, result)
+            except BaseException as error:
+                error.add_note(f"in batch {number} of the loader")
+                result.set_exception(error)
+            with self._announced:
+                self._under_way.append(result)
+                self._announced.notify()
+            if result.done() and result.exception() is not None:
+                return
+            del order, result  # or the memory of the batch would not be free while this thread waits
+
+    def _start(self, order: Order, result: "Future[Result]") -> None:
+        images = self._memory()
+        self._stage.decode(order.job, images.numpy()).add_done_callback(_Finish(order, images, result))
 
 
-class _Assembly:
-    """One batch on its way through the read and decode threads."""
+class _Stopped(BaseException):
+    """Ends a thread that waits for work."""
 
-    def __init__(self, pipeline: Pipeline, job: Job, future: Future[Result]) -> None:
-        self._pipeline = pipeline
-        self._job = job
-        self._future = future
-        self._pixels: NDArray[np.uint8] = job.images.numpy()  # shares memory
-        self._failures: dict[int, Failure] = {}
-        self._lock = threading.Lock()
-        starts = range(0, len(job.ordinals), _CHUNK_SLOTS)
-        self._chunks = [slice(start, min(start + _CHUNK_SLOTS, len(job.ordinals))) for start in starts]
-        self._left = len(self._chunks)
 
-    def start(self) -> None:
-        for chunk in self._chunks:
-            self._pipeline.readers.submit(self._guarded, partial(self._read, chunk))
+@dataclass(frozen=True, slots=True)
+class _Finish:
+    """Makes a batch of what was decoded."""
 
-    def _guarded(self, stage: Callable[[], None]) -> None:
+    order: Order
+    images: torch.Tensor
+    result: "Future[Result]"
+
+    def __call__(self, decoded: "Future[Failures]") -> None:
+        job = self.order.job
         try:
-            stage()
-        except Exception as error:
-            error.add_note(f"in batch {self._job.number} of the loader")
-            with self._lock:
-                if not self._future.done():
-                    self._future.set_exception(error)
-
-    def _read(self, chunk: slice) -> None:
-        started = time.perf_counter()
-        data = read_samples(self._pipeline.dataset, self._job.ordinals[chunk])
-        size = sum(len(item) for item in data if isinstance(item, bytes))
-        self._pipeline.stats.add_read(time.perf_counter() - started, size)
-        self._pipeline.decoders.submit(self._guarded, partial(self._decode, chunk, data))
-
-    def _decode(self, chunk: slice, data: list[bytes | Failure | None]) -> None:
-        started = time.perf_counter()
-        job = self._job
-        crops = Crops(boxes=job.crops.boxes[chunk], flips=job.crops.flips[chunk])
-        failures = self._pipeline.engine.decode(data, job.widths[chunk], job.heights[chunk], crops, self._pixels[chunk])
-        self._pipeline.stats.add_decode(time.perf_counter() - started)
-        with self._lock:
-            self._failures.update({chunk.start + i: f for i, f in enumerate(failures) if f is not None})
-            self._left -= 1
-            if not self._left and not self._future.done():
-                self._future.set_result((self._batch(), self._failures))
-
-    def _batch(self) -> Batch:
-        job = self._job
+            failures = decoded.result()
+        except BaseException as error:
+            error.add_note(f"in batch {job.number} of the loader")
+            self.result.set_exception(error)
+            return
         valid = job.ordinals >= 0
-        valid[list(self._failures)] = False
-        return Batch(
-            images=job.images.permute(0, 3, 1, 2),
-            labels=torch.from_numpy(job.labels),
+        valid[list(failures)] = False
+        batch = Batch(
+            images=self.images.permute(0, 3, 1, 2),
+            labels=torch.from_numpy(self.order.labels),
             ordinals=torch.from_numpy(job.ordinals),
             valid=torch.from_numpy(valid),
             index=job.number,
         )
+        self.result.set_result((batch, failures))

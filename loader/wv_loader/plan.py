@@ -373,3 +373,16 @@ class SequentialPlan:
         ordinals = np.full(len(slots), -1, dtype=np.int64)
         ordinals[there] = places[there] if self._ordinals is None else self._ordinals[places[there]]
         return ordinals
+
+    def following(self, slots: range, position: int, count: int) -> I64:
+        """(count,) ordinals that some slots show, batch after batch, from a position on; fewer behind the last sample.
+
+        Args:
+            slots: of every batch.
+            position: n · len(slots) is the first slot of the range in batch n.
+            count: how many.
+        """
+        positions = position + np.arange(count)
+        places = positions // len(slots) * self._batch_size + slots.start + positions % len(slots)
+        places = places[places < self.samples]
+        return places if self._ordinals is None else self._ordinals[places]

@@ -1,12 +1,23 @@
-"""Second stage: from ordinals to the bytes of images, checked. Knows tars; knows no pixels and no order."""
+"""Second stage: from ordinals to the bytes of images, checked. Knows tars; knows no pixels and no order.
+
+Samples that are asked for together are read in file order, and neighbours in a shard as one extent: one `pread`, of
+which each sample is a view. What lies between them and is not wanted is read along only where it is as small as the
+headers and texts that stand between two images of a tar.
+"""
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wv_shards import FLAG_BAD, Dataset, checksum
+
+MAX_GAP_BYTES = 8_192
+"""Two samples of a shard with more than this between them are read apart."""
+MAX_EXTENT_BYTES = 10_000_000
+"""No extent is longer, but for its last sample."""
 
 
 class Failure(StrEnum):
@@ -24,7 +35,14 @@ class Failure(StrEnum):
     """The decoder gave up."""
 
 
-def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[bytes | Failure | None]:
+Sample = bytes | memoryview | Failure | None
+"""An image file, or why there is none; None where none was asked for."""
+
+OnIoError = Callable[[int, int], None]
+"""Told the shard's number and the errno of a read that the operating system refused, once per sample."""
+
+
+def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[Sample]:
     """Read samples of one or more shards.
 
     Args:
@@ -35,33 +53,132 @@ def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[bytes | 
         For each ordinal its image file, or why there is none, or None where the ordinal is −1. Never raises for a
         sample's sake.
     """
-    results: list[bytes | Failure | None] = [None] * len(ordinals)
-    wanted = np.flatnonzero(ordinals >= 0)
-    records = dataset.index[ordinals[wanted]]
-    shards = dataset.shard_of(ordinals[wanted])
-    # In file order, so that a disk's own read-ahead helps.
-    order = np.lexsort((records["offset"], shards))
-    for i in order.tolist():
-        record = records[i]
-        results[wanted[i]] = _read(
-            dataset,
-            int(shards[i]),
-            int(record["offset"]),
-            int(record["size"]),
-            int(record["checksum"]),
-            int(record["flags"]),
-        )
-    return results
+    extents = Extents(dataset, ordinals)
+    samples: list[Sample] = [None] * len(ordinals)
+    extents.read(0, len(extents), samples)
+    return samples
 
 
-def _read(dataset: Dataset, shard: int, offset: int, size: int, expected: int, flags: int) -> bytes | Failure:
-    if flags & FLAG_BAD:
-        return Failure.KNOWN_BAD
-    try:
-        with dataset.descriptor(shard) as descriptor:
-            data = os.pread(descriptor, size, offset)
-    except OSError:
+class Extents:
+    """Where some samples stand, in file order, neighbours joined. Safe to read from several threads."""
+
+    def __init__(self, dataset: Dataset, ordinals: NDArray[np.int64], on_io_error: OnIoError | None = None) -> None:
+        """Look samples up.
+
+        Args:
+            dataset: an open data set.
+            ordinals: (n,); −1 stands for no sample. One may be asked for several times.
+            on_io_error: see there.
+        """
+        self._on_io_error = on_io_error
+        self._dataset = dataset
+        wanted = np.flatnonzero(ordinals >= 0)
+        records = dataset.index[ordinals[wanted]]
+        bad = (records["flags"] & FLAG_BAD) != 0
+        self._known_bad: list[int] = wanted[bad].tolist()
+        wanted, records = wanted[~bad], records[~bad]
+        shards = dataset.shard_of(ordinals[wanted])
+        order = np.lexsort((records["offset"], shards))
+        wanted, records, shards = wanted[order], records[order], shards[order]
+        starts = records["offset"].astype(np.int64)
+        sizes = records["size"].astype(np.int64)
+        first = _cut(shards, starts, starts + sizes)
+        self._shards: list[int] = shards[first].tolist()
+        offsets = starts[first]
+        extent = np.repeat(np.arange(len(first)), np.diff(first, append=len(starts)))  # (n,) that each sample is in
+        lengths = np.maximum.reduceat(starts + sizes, first) - offsets if len(first) else offsets
+        self.sizes: NDArray[np.int64] = lengths
+        """(m,) bytes of each extent."""
+        self._first: list[int] = [*first.tolist(), len(starts)]
+        self._offsets: list[int] = offsets.tolist()
+        self._lengths: list[int] = lengths.tolist()
+        # Of each sample, in file order: its place among those asked for, where it is in its extent, what it must be.
+        self._places: list[int] = wanted.tolist()
+        self._starts: list[int] = (starts - offsets[extent]).tolist()
+        self._sizes: list[int] = sizes.tolist()
+        self._checksums: list[int] = records["checksum"].tolist()
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def read(self, first: int, last: int, samples: list[Sample]) -> int:
+        """Read a range of extents.
+
+        Args:
+            first, last: the extents first … last − 1. Samples that are known to be bad come with extent 0.
+            samples: (n,) gets image files, or why there is none, at the places of the ordinals.
+
+        Returns:
+            Bytes of the image files.
+        """
+        if first == 0:
+            for place in self._known_bad:
+                samples[place] = Failure.KNOWN_BAD
+        size = 0
+        while first < last:
+            shard, stop = self._shards[first], first + 1
+            while stop < last and self._shards[stop] == shard:
+                stop += 1
+            try:
+                with self._dataset.descriptor(shard) as descriptor:
+                    while first < stop:
+                        size += self._read_one(shard, descriptor, first, samples)
+                        first += 1
+            except OSError as error:  # of opening it
+                for sample in range(self._first[first], self._first[stop]):
+                    samples[self._places[sample]] = self._refused(shard, error)
+            first = stop
+        return size
+
+    def _read_one(self, shard: int, descriptor: int, extent: int, samples: list[Sample]) -> int:
+        first, last = self._first[extent], self._first[extent + 1]
+        offset = self._offsets[extent]
+        try:
+            data = memoryview(_pread(descriptor, self._lengths[extent], offset))
+        except OSError:
+            # Somewhere in it the disk is broken: only the samples that lie there are lost.
+            for i in range(first, last):
+                samples[self._places[i]] = self._read_alone(shard, descriptor, offset, i)
+            return sum(self._sizes[i] for i in range(first, last) if samples[self._places[i]] is not Failure.IO_ERROR)
+        for i in range(first, last):
+            start, size = self._starts[i], self._sizes[i]
+            samples[self._places[i]] = _checked(data[start : start + size], size, self._checksums[i])
+        return sum(self._sizes[first:last])
+
+    def _read_alone(self, shard: int, descriptor: int, offset: int, sample: int) -> Sample:
+        size = self._sizes[sample]
+        try:
+            data = _pread(descriptor, size, offset + self._starts[sample])
+        except OSError as error:
+            return self._refused(shard, error)
+        return _checked(memoryview(data), size, self._checksums[sample])
+
+    def _refused(self, shard: int, error: OSError) -> Failure:
+        if self._on_io_error is not None:
+            self._on_io_error(shard, error.errno or 0)
         return Failure.IO_ERROR
+
+
+def _cut(shards: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First sample of each extent, of samples in file order."""
+    begins = np.ones(len(starts), dtype=np.bool_)
+    begins[1:] = (shards[1:] != shards[:-1]) | (starts[1:] - ends[:-1] > MAX_GAP_BYTES)
+    joined = np.flatnonzero(begins)
+    offset = np.repeat(starts[joined], np.diff(joined, append=len(starts)))  # (n,) where the joined ones begin
+    part = (starts - offset) // MAX_EXTENT_BYTES
+    begins[1:] |= part[1:] != part[:-1]
+    return np.flatnonzero(begins)
+
+
+def _checked(data: memoryview, size: int, expected: int) -> Sample:
     if len(data) != size:
         return Failure.SHORT_READ
     return data if checksum(data) == expected else Failure.CHECKSUM
+
+
+def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    """All bytes there are; a read may give fewer than asked for before the end of the file."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data

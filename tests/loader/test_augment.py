@@ -1,6 +1,7 @@
 """Crops: evaluation as torchvision defines it, training after RandomResizedCrop, both as boxes."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,14 +61,17 @@ def test_crops_depend_on_the_slot_of_the_epoch_and_on_nothing_else() -> None:
     assert not np.array_equal(whole.boxes, other.boxes)
 
 
-@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (64, 64), (91, 37), (20, 16), (33, 200)])
-@pytest.mark.parametrize("fraction", [0.875, 1.0, 0.6])
-def test_evaluation_is_torchvisions_resize_and_centre_crop(width: int, height: int, fraction: float) -> None:
+# The last are tiny, made much larger, or one pixel wide.
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(60, 40), (40, 60), (64, 64), (91, 37), (20, 16), (33, 200), (501, 333), (1, 1), (3, 2), (1, 50), (70, 2)],
+)
+@pytest.mark.parametrize(("size", "fraction"), [(28, 0.875), (28, 1.0), (28, 0.6), (29, 0.77), (31, 0.95)])
+def test_evaluation_is_torchvisions_resize_and_centre_crop(width: int, height: int, size: int, fraction: float) -> None:
     rng = np.random.default_rng(width)
     pixels = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height))
     buffer = io.BytesIO()
     pixels.save(buffer, "PNG")
-    size = 28
     augment = Augment(eval_crop_fraction=fraction)
     out = np.empty((1, size, size, 3), dtype=np.uint8)
     crops = eval_crops(augment, *arrays(width, height), size)
@@ -75,6 +79,27 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(width: int, height: i
     reference = v2.CenterCrop(size)(v2.Resize(round(size / fraction))(pixels))
     difference = np.abs(out[0].astype(int) - np.asarray(reference).astype(int))
     assert difference.max() <= 2, f"mean {difference.mean():.2f}"
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "largest", "mean"),
+    # Much smaller pictures are decoded at half the resolution, by libjpeg's own filter.
+    [(224, 0.875, 2, 0.05), (225, 0.9, 2, 0.05), (640, 0.875, 2, 0.05), (64, 0.77, 60, 2.0)],
+)
+def test_evaluation_of_photos_is_torchvisions(
+    test_data: Path, size: int, fraction: float, largest: int, mean: float
+) -> None:
+    differences = []
+    for path in sorted((test_data / "photos").glob("*.JPEG"))[::40]:
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+        crops = eval_crops(Augment(eval_crop_fraction=fraction), *arrays(*rgb.size), size)
+        out = np.empty((1, size, size, 3), dtype=np.uint8)
+        assert PillowEngine().decode([path.read_bytes()], *arrays(*rgb.size), crops, out) == [None]
+        reference = v2.CenterCrop(size)(v2.Resize(round(size / fraction))(rgb))
+        differences.append(np.abs(out[0].astype(int) - np.asarray(reference).astype(int)))
+    assert np.concatenate(differences).max() <= largest
+    assert np.concatenate(differences).mean() <= mean
 
 
 @pytest.mark.parametrize(

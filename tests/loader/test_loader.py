@@ -1,5 +1,6 @@
 """The loader end to end on drawn shards: laws 3, 4, 6 and 7, state, faults, shutdown."""
 
+import gc
 import json
 import os
 import shutil
@@ -14,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wv_loader import Augment, BadSampleBudgetError, Batch, Loader, LoaderError, StateMismatchError
-from wv_shards import FLAG_BAD, Dataset, DuplicatesInfo, Manifest, Overlay, OverlayMismatchError, ShardsError, checksum
+from wv_loader import Augment, Batch, Loader, LoaderError, StateMismatchError
+from wv_shards import DuplicatesInfo, Manifest, Overlay, OverlayMismatchError, ShardsError
 
 
 @pytest.fixture
@@ -171,97 +172,6 @@ def test_evaluation_shows_every_sample_once_by_ordinal_on_any_ranks(make: Callab
     assert all(same(join(list(parts)), batch) for parts, batch in zip(zip(*ranks, strict=True), alone, strict=True))
 
 
-def corrupt(directory: Path, target: Path, damage: Callable[[Path, Dataset], None]) -> Path:
-    shutil.copytree(directory, target)
-    with Dataset.open(target) as dataset:
-        damage(target, dataset)
-    return target
-
-
-def flip_byte(directory: Path, dataset: Dataset) -> None:
-    for ordinal in (7, 100):
-        path = dataset.shard_path(int(dataset.shard_of(ordinal)))
-        data = bytearray(path.read_bytes())
-        data[int(dataset.index[ordinal]["offset"]) + 30] ^= 0x40
-        path.write_bytes(data)
-
-
-def truncate(directory: Path, dataset: Dataset) -> None:
-    os.truncate(dataset.shard_path(1), int(dataset.index[int(dataset.shard_starts[2]) - 3]["offset"]))
-
-
-def scramble(directory: Path, dataset: Dataset) -> None:
-    """Bytes that no decoder takes, under a checksum that fits them: as in shards that somebody else wrote."""
-    index = np.load(directory / "index.npy")
-    for ordinal in (9, 60):
-        path = dataset.shard_path(int(dataset.shard_of(ordinal)))
-        data = bytearray(path.read_bytes())
-        start, size = int(index[ordinal]["offset"]), int(index[ordinal]["size"])
-        data[start : start + size] = bytes(size)
-        path.write_bytes(data)
-        index[ordinal]["checksum"] = checksum(bytes(size))
-    np.save(directory / "index.npy", index)
-
-
-def flag(directory: Path, dataset: Dataset) -> None:
-    index = np.load(directory / "index.npy")
-    index["flags"][[11, 12]] = FLAG_BAD
-    np.save(directory / "index.npy", index)
-
-
-def delete(directory: Path, dataset: Dataset) -> None:
-    dataset.shard_path(1).unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"), [(flip_byte, "checksum"), (truncate, "short-read"), (delete, "io-error")]
-)
-@pytest.mark.parametrize("train", [True, False])
-def test_bad_samples_cost_their_slots_and_nothing_else(
-    make: Callable[..., Loader],
-    small_dataset: Path,
-    tmp_path: Path,
-    damage: Callable[[Path, Dataset], None],
-    reason: str,
-    train: bool,
-) -> None:
-    sound = Dataset.open(small_dataset)
-    lost = {
-        flip_byte: {7, 100},
-        scramble: {9, 60},
-        flag: {11, 12},
-        truncate: set(range(int(sound.shard_starts[2]) - 3, int(sound.shard_starts[2]))),
-        delete: set(range(int(sound.shard_starts[1]), int(sound.shard_starts[2]))),
-    }[damage]
-    directory = corrupt(small_dataset, tmp_path / "damaged", damage)
-    log = tmp_path / "quarantine.jsonl"
-    options = {"batch_size": 24, "size_px": 16, "seed": 3, "train": train, "bad_budget": None}
-    with Loader(directory, quarantine=log, **options) as loader:  # type: ignore[arg-type]
-        damaged = epoch_of(loader)
-        assert loader.stats.failures == {reason: len(lost)}
-    masked = set()
-    for bad, good in zip(damaged, epoch_of(make(train=train)), strict=True):
-        assert torch.equal(bad.ordinals, good.ordinals)
-        masked |= set(bad.ordinals[good.valid & ~bad.valid].tolist())
-        assert torch.equal(bad.images[bad.valid], good.images[bad.valid])
-        assert not bad.images[~bad.valid].any()
-    assert masked == lost
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert {row["ordinal"] for row in rows} == lost
-    keys = sound.samples_table(["key"]).column("key").to_pylist()
-    assert all(row["key"] == keys[row["ordinal"]] and row["reason"] == reason for row in rows)
-
-
-def test_too_many_bad_samples_stop_the_run_with_the_counts(small_dataset: Path, tmp_path: Path) -> None:
-    directory = corrupt(small_dataset, tmp_path / "damaged", delete)
-    with (
-        Loader(directory, batch_size=24, size_px=16, bad_budget=1) as loader,
-        pytest.raises(BadSampleBudgetError, match=r"1 are allowed \(\d+ io-error\); run `wv-ingest verify"),
-    ):
-        epoch_of(loader)
-    assert not [t for t in threading.enumerate() if t.name.startswith("wv-")]
-
-
 def test_an_exception_in_a_thread_reaches_the_consumer_and_ends_all_threads(
     make: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +196,7 @@ def test_leaving_the_loop_early_ends_all_threads(make: Callable[..., Loader]) ->
 def test_many_epochs_leave_no_threads_and_no_open_files(make: Callable[..., Loader]) -> None:
     loader = make()
     epoch_of(loader)
+    gc.collect()  # of other tests' loaders
     files = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
         epoch_of(loader)
@@ -343,7 +254,7 @@ def test_stats_add_up_and_name_a_stage(make: Callable[..., Loader]) -> None:
     assert report["batches"] == len(batches)
     assert report["samples"] == loader.num_samples
     assert report["bytes"] == int(loader.dataset.index["size"].sum())
-    assert report["bottleneck"] in {"consumer", "read", "decode"}
+    assert report["bottleneck"] in {"consumer", "plan", "read", "decode"}
     assert 0 <= report["wait_fraction"] <= 1
     json.dumps(report)
     assert f"{loader.num_samples} samples" in str(loader.stats)

@@ -4,7 +4,10 @@ import json
 import resource
 import shutil
 import signal
+import socket
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wv_loader import LoaderStats, MetricsServer
 from wv_shards import BUILD_DIR, MANIFEST_FILE, Dataset, EarlierInfo, Manifest, Overlay
 from wv_train import cli, cli_eval
 from wv_train.checkpoint import Checkpoint
@@ -122,6 +126,89 @@ def test_a_resumed_run_keeps_its_engine_and_another_one_is_said(
     (out / "run.json").write_text(json.dumps({**info, "engine_description": "Pillow 1.0"}))
     _, _, err = wv_train("--resume", "--out", out, "--device", "cpu")
     assert "note: started with engine pillow (Pillow 1.0), goes on with pillow (Pillow" in err
+
+
+def test_each_epoch_ends_with_a_line_that_names_the_slow_stage(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """15 steps of the first phase, in one epoch; then 3 and 6 steps of two more."""
+    out = tmp_path / "run"
+    code, lines, err = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    assert code == 0, err
+    said = [line for line in err.splitlines() if "slow stage: " in line]
+    assert [line.split(": ")[0] for line in said] == [
+        f"phase {name}, epoch 0" for name in ("base", "gated", "finetune")
+    ]
+    assert "waited for data" in said[0]
+    rows = [row for line in lines.splitlines() if (row := json.loads(line))["kind"] == "loader"]
+    assert [(row["phase"], row["epoch"], row["step"]) for row in rows] == [
+        ("base", 0, 15),
+        ("gated", 0, 18),
+        ("finetune", 0, 24),
+    ]
+    train = [row for line in lines.splitlines() if (row := json.loads(line))["kind"] == "train"]
+    assert sum(row["samples"] for row in rows) == train[-1]["samples"]  # figures of an epoch, not of a run
+    for row in rows:
+        assert row["bottleneck"] in {"consumer", "plan", "read", "decode"}
+        assert 0 <= row["wait_fraction"] <= 1
+
+
+def test_the_budget_for_bad_samples_can_be_set(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    shards = shutil.copytree(small_dataset, tmp_path / "rotten")
+    with Dataset.open(shards) as dataset:
+        dataset.shard_path(5).unlink()
+        name = dataset.shard_path(5).name
+    start = ("--shards", shards, "--recipe", recipe, "--device", "cpu", "--out")
+    _, _, err = stopped = wv_train(*start, tmp_path / "default")
+    assert stopped[0] == 1
+    assert "samples of epoch 0 failed, 16 are allowed (" in err.splitlines()[-1]
+    assert f"{name}: " in err.splitlines()[-1]
+    assert "with ENOENT (No such file or directory): the disk or mount, not the images" in err.splitlines()[-1]
+    assert wv_train(*start, tmp_path / "count", "--bad-budget", "200")[0] == 0
+    assert wv_train(*start, tmp_path / "none", "--bad-budget", "none")[0] == 0
+    assert wv_train(*start, tmp_path / "fraction", "--bad-budget", "0.9")[0] == 0
+    for wrong in ("1.5", "-1", "some", "nan"):
+        _refused(wv_train(*start, tmp_path / "wrong", "--bad-budget", wrong), 2, "--bad-budget", "a fraction (0.02)")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_metrics_are_served_while_it_trains(
+    wv_train: Callable[..., tuple[int, str, str]],
+    recipe: Path,
+    small_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("prometheus_client", reason="prometheus_client (extra [metrics]) is missing")
+    start = ("--shards", small_dataset, "--recipe", recipe, "--device", "cpu", "--out")
+    scraped, show = [], MetricsServer.show
+
+    def show_and_scrape(server: MetricsServer, stats: LoaderStats) -> None:
+        """When a phase begins, with the figures of its loader."""
+        show(server, stats)
+        stats.samples += 1_000_000
+        with urllib.request.urlopen(server.url, timeout=10) as answer:
+            scraped.append((server.url, answer.read().decode()))
+
+    monkeypatch.setattr(MetricsServer, "show", show_and_scrape)
+    code, _, err = wv_train(*start, tmp_path / "run", "--metrics-port", 0)
+    assert code == 0, err
+    assert len(scraped) == 3
+    assert f"metrics of rank 0 at {scraped[0][0]}" in err
+    assert all('wv_loader_samples_total{rank="0"} 1e+06' in text for _, text in scraped)
+    with pytest.raises(urllib.error.URLError):  # it ends with the run
+        urllib.request.urlopen(scraped[0][0], timeout=10)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = wv_train(*start, tmp_path / "refused", "--metrics-port", port)
+    _refused(refused, 1, f"metrics can't be served at 127.0.0.1:{port}: Address already in use")
+    assert not (tmp_path / "refused").exists()
+    monkeypatch.setenv("LOCAL_RANK", "70000")
+    _refused(wv_train(*start, tmp_path / "refused", "--metrics-port", 1), 1, "ports go from 0 to 65535")
 
 
 def test_a_gate_that_keeps_almost_nothing_is_warned_about(

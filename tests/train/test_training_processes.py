@@ -1,11 +1,13 @@
 """Laws 6 and 8 with real processes: torchrun on 1, 2 and 4 ranks, kill -9, SIGTERM, Ctrl-C."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +57,22 @@ def _interrupt(start: list[str], out: Path, number: int, *arguments: object) -> 
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=30)  # it ends soon, whatever its threads and ranks are at
+    assert _alive_in_session(process.pid) == []
     return process.returncode, stderr
+
+
+def _alive_in_session(session: int) -> list[str]:
+    """Command lines of the processes that a run has left behind; what is dead and not yet buried does not count."""
+    alive = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = status.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                alive.append((status.parent / "cmdline").read_text())
+        except OSError:  # it has just ended
+            continue
+    return alive
 
 
 def _last(out: Path) -> Checkpoint:
@@ -124,6 +140,32 @@ def test_asked_to_stop_it_saves_names_the_resume_command_and_exits(
     assert "Traceback" not in stderr
     _here(recipe, small_dataset, val_dataset, out, resume=True)
     _assert_bit_for_bit(whole, out)
+
+
+def test_reads_that_never_return_cannot_keep_it_alive(recipe: Path, small_dataset: Path, tmp_path: Path) -> None:
+    """A pipe that nobody writes to stands for a file of a server that is gone: Ctrl-C to stop, to interrupt, to end."""
+    shards = shutil.copytree(small_dataset, tmp_path / "shards")
+    tar = sorted(shards.glob("*.tar"))[-1]
+    tar.unlink()
+    os.mkfifo(tar)
+    out = tmp_path / "run"
+    command = [*TRAIN, "--shards", shards, "--recipe", recipe, "--out", out, "--device", "cpu", "--loader-threads", "1"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and "start" in metrics.read_text()):  # the first phase begins, and stands
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    presses = 0
+    while process.poll() is None and presses < 20:
+        process.send_signal(signal.SIGINT)
+        presses += 1
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    _, stderr = process.communicate(timeout=10)
+    assert presses >= 2  # one alone waits for the step that never comes
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -13,6 +13,7 @@ from wv_train.data import DataConfig
 from wv_train.distributed import open_world
 from wv_train.errors import RecipeError, TrainError
 from wv_train.job import Job, opening_lines, prepare, run_job
+from wv_train.options import bad_budget_option
 from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
@@ -41,6 +42,11 @@ Examples:
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch on a CPU.")
 @click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
+@bad_budget_option
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics; local rank k takes PORT + k."
+)
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address that --metrics-port listens on.")
 @click.option(
     "--engine", type=click.Choice(ENGINES), help="Decoder; the fastest that is built here, or the resumed run's."
 )
@@ -64,6 +70,9 @@ def command(
     seed: int | None,
     threads: int | None,
     loader_threads: int | None,
+    bad_budget: int | float | None,
+    metrics_port: int | None,
+    metrics_host: str,
     engine: str | None,
     device: str,
     exclude: tuple[Path, ...],
@@ -98,12 +107,15 @@ def command(
             exclude=exclude,
             engine=engine or "auto",
             loader_threads=loader_threads,
+            bad_budget=bad_budget,
             quarantine=RunDirectory(out).quarantine if out is not None else None,
         ),
         out=out or Path("."),
         resume=resume,
         device=device,
         threads=threads,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
     )
     if dry_run:
         _say_plan(job)

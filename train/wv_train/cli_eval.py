@@ -18,6 +18,7 @@ from wv_train.distributed import World, open_world
 from wv_train.errors import TrainError
 from wv_train.evaluate import evaluate
 from wv_train.models import make_model
+from wv_train.options import bad_budget_option
 from wv_train.recipe import recipe_from_table
 from wv_train.run_directory import RunDirectory
 
@@ -35,6 +36,7 @@ Examples:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Instead of eval.json in the run's folder.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Instead of the recipe's; does not change the result.")
 @click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
+@bad_budget_option
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Decoder.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.version_option(package_name="wv-toolkit")
@@ -46,6 +48,7 @@ def command(
     batch_size: int | None,
     loader_threads: int | None,
     engine: str,
+    bad_budget: int | float | None,
     device: str,
 ) -> None:
     """Top-1, top-5, per class and per band of the training set, from a single centre crop of each image."""
@@ -54,7 +57,7 @@ def command(
     if batch_size:
         info["recipe"]["batch_size"] = batch_size
     with open_world(device) as world:
-        result = evaluate_run(run, info, shards, checkpoint, world, engine, loader_threads)
+        result = evaluate_run(run, info, shards, checkpoint, world, engine, loader_threads, bad_budget)
         if world.is_main:
             _write(json_path or run.eval_json, result)
             _show(result)
@@ -86,6 +89,7 @@ def evaluate_run(
     world: World,
     engine: str,
     loader_threads: int | None,
+    bad_budget: int | float | None = 0.01,
 ) -> dict[str, Any]:
     """The content of eval.json. Raises TrainError, LoaderError, ShardsError."""
     recipe = recipe_from_table(info["recipe"])
@@ -94,9 +98,10 @@ def evaluate_run(
     model = make_model(recipe.model, len(classes))
     model.load_state_dict(state.model)
     model.to(world.device)
-    with closing(
-        open_validation_loader(shards, recipe, world, classes=classes, engine=engine, threads=loader_threads)
-    ) as loader:
+    loading = open_validation_loader(
+        shards, recipe, world, classes=classes, engine=engine, threads=loader_threads, bad_budget=bad_budget
+    )
+    with closing(loading) as loader:
         sums = evaluate(model, loader, world)
     return {
         **sums.overall(),

@@ -22,6 +22,8 @@ class DataConfig:
     exclude: tuple[Path, ...] = ()
     engine: str = "auto"
     loader_threads: int | None = None
+    bad_budget: int | float | None = 0.01
+    """Failed shows of an epoch that end a run, as `Loader` takes it; for validation too."""
     quarantine: Path | None = None
     """File that names the samples that failed, a JSON line each; there is none while none fails."""
 
@@ -46,6 +48,7 @@ def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world:
         rank=world.rank,
         world_size=world.size,
         threads=data.loader_threads,
+        bad_budget=data.bad_budget,
         quarantine=data.quarantine,
     )
     if len(loader) == 0:
@@ -62,6 +65,7 @@ def open_validation_loader(
     classes: list[str],
     engine: str = "auto",
     threads: int | None = None,
+    bad_budget: int | float | None = 0.01,
 ) -> Loader:
     """Every sample once, centre crop. Raises ClassMismatchError where the classes are not the training set's."""
     loader = Loader(
@@ -74,6 +78,7 @@ def open_validation_loader(
         rank=world.rank,
         world_size=world.size,
         threads=threads,
+        bad_budget=bad_budget,
     )
     try:
         check_classes(str(directory), classes, loader.class_names)

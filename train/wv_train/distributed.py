@@ -5,7 +5,7 @@ Started by `torchrun` or alone; a world of one opens no process group. gloo on a
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +78,11 @@ def open_world(device: str) -> Iterator[World]:
         dist.init_process_group("nccl" if use_cuda else "gloo")
     try:
         yield World(rank=rank, size=size, device=place)
+        if size > 1:
+            # A rank that ends right after a collective is sometimes aborted by a thread of gloo that still lets go of
+            # its tensors and finds no interpreter. A rank that fails here says so itself.
+            with suppress(RuntimeError):
+                dist.barrier()
     finally:
         if size > 1:
             dist.destroy_process_group()

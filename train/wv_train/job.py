@@ -4,11 +4,12 @@ Nothing is written before everything that can be refused has been refused.
 """
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wv_loader import Loader
+from wv_loader import Loader, LoaderStats, MetricsServer, serve_metrics
 from wv_shards import ShardsError, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader
@@ -43,6 +44,9 @@ class Job:
     device: str = "auto"
     threads: int | None = None
     """Threads of torch on a CPU; None leaves torch's choice."""
+    metrics_port: int | None = None
+    """Where local rank 0 serves metrics, rank k at the k-th port after it; 0: each at a free one; None: nowhere."""
+    metrics_host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +76,10 @@ def run_job(job: Job) -> None:
         checkpoint = _checkpoint_of(run, job)
     else:
         run.check_new()
-    with open_world(job.device) as world:
+    with open_world(job.device) as world, ExitStack() as cleanup:
         model, plans, facts = prepare(job, world, checkpoint)
         screen = Screen()
+        metrics = cleanup.enter_context(_serve_metrics(job, world))
         say = screen.say if world.is_main else _silent
         for line in opening_lines(job, world, model, plans, facts):
             say(line)
@@ -83,12 +88,14 @@ def run_job(job: Job) -> None:
             _say_decoder(run.read_info(), facts, say)
         elif job.resume:
             say("no checkpoint yet: starting at step 0")
+        if metrics:
+            screen.say(f"metrics of rank {world.rank} at {metrics.url}")
         log = _open_log(run, job, world, screen, _info(job, world, model, plans, facts), checkpoint)
         trainer = Trainer(
             recipe=job.recipe,
             plans=plans,
             model=model,
-            data=_training_data(job, world, facts),
+            data=_training_data(job, world, facts, metrics),
             world=world,
             run=run,
             log=log,
@@ -133,8 +140,9 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
     """
     plans = []
     facts: Facts | None = None
+    data = replace(job.data, quarantine=None)  # its folder is not there yet
     for index, phase in enumerate(job.recipe.phases):
-        with closing(open_phase_loader(job.data, job.recipe, index, world)) as loader:
+        with closing(open_phase_loader(data, job.recipe, index, world)) as loader:
             plans.append(plan_phase(phase, loader))
             facts = facts or _facts(loader)
     assert facts is not None  # a recipe has a phase
@@ -206,9 +214,22 @@ def _facts(loader: Loader) -> Facts:
     )
 
 
-def _training_data(job: Job, world: World, facts: Facts) -> TrainingData:
+def _serve_metrics(job: Job, world: World) -> AbstractContextManager[MetricsServer | None]:
+    if job.metrics_port is None:
+        return nullcontext()
+    port = job.metrics_port + int(os.environ.get("LOCAL_RANK", "0")) if job.metrics_port else 0
+    return serve_metrics(LoaderStats(), port, host=job.metrics_host, rank=world.rank)
+
+
+def _training_data(job: Job, world: World, facts: Facts, metrics: MetricsServer | None) -> TrainingData:
+    def open_phase(index: int) -> Loader:
+        loader = open_phase_loader(job.data, job.recipe, index, world)
+        if metrics:
+            metrics.show(loader.stats)
+        return loader
+
     return TrainingData(
-        open_phase=lambda index: open_phase_loader(job.data, job.recipe, index, world),
+        open_phase=open_phase,
         open_validation=(lambda: _open_validation(job, world, facts)) if job.data.val else None,
         samples=facts.samples,
         classes=facts.classes,
@@ -225,6 +246,7 @@ def _open_validation(job: Job, world: World, facts: Facts) -> Loader:
         classes=facts.classes,
         engine=job.data.engine,
         threads=job.data.loader_threads,
+        bad_budget=job.data.bad_budget,
     )
 
 

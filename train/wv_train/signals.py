@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a wish that the training loop grants after its step, instead of an interruption anywhere."""
 
+import os
 import signal
 from types import FrameType
 from typing import Any, Self
@@ -15,11 +16,16 @@ class Stopped(Exception):  # noqa: N818  # not an error: the run was asked to st
 
 
 class StopSignals:
-    """While entered, remembers the first SIGINT or SIGTERM; a second Ctrl-C interrupts at once, as usual."""
+    """While entered, remembers the first SIGINT or SIGTERM; a second Ctrl-C interrupts at once, as usual.
+
+    A signal after that ends the process without cleaning up: a thread may stand in a read that never returns, from a
+    file server that is gone, and everything orderly waits for it.
+    """
 
     def __init__(self) -> None:
         self.received = 0
         """Number of the signal, 0 for none yet."""
+        self._interrupted = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -32,6 +38,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self._interrupted:
+            os._exit(128 + number)
         if self.received and number == signal.SIGINT:
+            self._interrupted = True
             raise KeyboardInterrupt
         self.received = number

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wv_loader import Batch, Loader
+from wv_loader import Batch, Loader, LoaderStats
 from wv_train.checkpoint import Checkpoint, Position
 from wv_train.distributed import World
 from wv_train.errors import NonFiniteLossError
@@ -128,7 +128,9 @@ class Trainer:
             self._waited = loader.stats.wait_seconds_total
             while not self._phase_done(plan):
                 loader.set_epoch(self.position.epoch)
+                epoch, before = self.position.epoch, loader.stats.snapshot()
                 self._train_epoch(plan, loader, gate, weights)
+                self._log_loading(plan.phase, epoch, loader.stats.since(before))
             self._log_totals(plan, loader)
         self._validate(plan.phase)
         self._event("end")
@@ -277,6 +279,22 @@ class Trainer:
                 f'lower phases.{phase.name}.gate.start, or gate a share of each batch (gate.unit = "share")'
             )
         self._totals, self._busy_s, self._waited = Totals(), 0.0, waited
+
+    def _log_loading(self, phase: Phase, epoch: int, here: LoaderStats) -> None:
+        """Say which stage was slow in the rest of an epoch that was just trained, over all ranks."""
+        if not here.batches:  # resumed at the epoch's end
+            return
+        row = torch.tensor([here.as_row()], dtype=torch.float64, device=self.world.device)
+        rows = self.world.all_gather(row).flatten(0, 1).tolist()  # (W, 1, F) → (W, F)
+        whole = LoaderStats.from_rows(rows)
+        self._write({"kind": "loader", **self._where(phase), "epoch": epoch, **whole.as_dict()})
+        if self._log:
+            line = f"phase {phase.name}, epoch {epoch}: {whole}"
+            if self.world.size > 1:  # all wait for the slowest, whose loader alone may be slow
+                ranks = [LoaderStats.from_rows([row]) for row in rows]
+                worst = max(range(len(ranks)), key=lambda rank: ranks[rank].wait_fraction)
+                line += f"; rank {worst} waited most: {ranks[worst].wait_fraction:.1%}, {ranks[worst].bottleneck}"
+            self._log.screen.say(line)
 
     def _event(self, event: str) -> None:
         phase = self.plans[self.position.phase].phase

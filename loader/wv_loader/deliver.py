@@ -1,0 +1,147 @@
+"""After the pipeline: batches are brought to a device and go through the user's `transform`, ahead of the loop.
+
+```
+pipeline ─► wv-deliver thread: copy to the device, transform ─► consumer
+                     at most two batches are here, ahead of the loop
+```
+
+In a thread, so that both overlap with the loop; in one thread and in order, so that `transform` needs no locks. Where
+neither is asked for there is no thread and nothing to pay. It keeps no position: a batch that waits here is not done.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields, is_dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from wv_loader.batch import Batch
+from wv_loader.errors import LoaderError
+from wv_loader.read import Failure
+from wv_shards import combine
+
+Transform = Callable[[Batch], Any]
+Taken = tuple[Batch, dict[int, Failure]]
+_AHEAD = 2
+_TAG = 0x42415443  # keeps these seeds apart from the plan's draws
+
+
+def batch_seed(seed: int, epoch: int, index: int) -> int:
+    """`Batch.seed`: 0 … 2^63 − 1, as torch and NumPy take it."""
+    return int(combine(seed, _TAG, epoch, index)) >> 1
+
+
+def find_device(device: torch.device | str | None) -> torch.device | None:
+    """The device of a name.
+
+    Raises:
+        LoaderError: no such device, or none here.
+    """
+    try:
+        found = None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise LoaderError(f"device {device!r}: expected one of torch's, such as cpu or cuda:0") from error
+    if found is not None and found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise LoaderError(f"device {device}: {torch.cuda.device_count()} CUDA devices are here")
+    return found
+
+
+class Delivery:
+    """Batches in order, each as the consumer wants it. A context: leaving it ends its thread."""
+
+    def __init__(
+        self, take: Callable[[], Taken], count: int, *, transform: Transform | None, device: torch.device | None
+    ) -> None:
+        """Begin to take batches, if there is anything to do to them.
+
+        Args:
+            take: gives the next batch; called `count` times at most, and not again after it has raised.
+            transform, device: as of `Loader`.
+        """
+        self._take = take
+        self._transform = transform
+        self._device = device
+        self._left = count
+        self._failed = False
+        self._under_way: deque[Future[tuple[Any, Batch, dict[int, Failure]]]] = deque()
+        self._thread: ThreadPoolExecutor | None = None
+        self._stream: torch.cuda.Stream | None = None
+        if transform is None and device is None:
+            return
+        if device is not None and device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wv-deliver")
+
+    def __enter__(self) -> Self:
+        for _ in range(_AHEAD):
+            self._submit()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._failed = True
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def take(self) -> tuple[Any, Batch, dict[int, Failure]]:
+        """Wait for the next batch: what to hand out, the batch in main memory, the failures of its slots."""
+        if self._thread is None:
+            batch, failures = self._take()
+            return batch, batch, failures
+        done = self._under_way.popleft().result()
+        self._submit()
+        if self._stream is not None:
+            # Made on another stream: its memory must not be used again before this stream's work on it is done.
+            current = torch.cuda.current_stream(self._device)
+            for tensor in _tensors(done[0]):
+                tensor.record_stream(current)
+        return done
+
+    def _submit(self) -> None:
+        if self._thread is not None and self._left:
+            self._left -= 1
+            self._under_way.append(self._thread.submit(self._next))
+
+    def _next(self) -> tuple[Any, Batch, dict[int, Failure]]:
+        if self._failed:
+            raise RuntimeError("a batch before this one failed")
+        try:
+            batch, failures = self._take()
+            with torch.cuda.stream(self._stream):  # of None does nothing
+                delivered = self._deliver(batch)
+            if self._stream is not None:
+                self._stream.synchronize()
+        except BaseException:
+            self._failed = True
+            raise
+        return delivered, batch, failures
+
+    def _deliver(self, batch: Batch) -> Any:
+        moved = batch if self._device is None else batch.to(self._device)
+        if self._transform is None:
+            return moved
+        try:
+            return self._transform(moved)
+        except Exception as error:
+            error.add_note(f"in the transform of batch {batch.index} of the loader")
+            raise
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Tensors on a GPU in a batch, or in what a `transform` made of it: containers and dataclasses are looked into."""
+    if isinstance(value, torch.Tensor):
+        if value.is_cuda:
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))

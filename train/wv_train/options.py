@@ -1,0 +1,25 @@
+"""Options that several commands take and that are more than a number or a path."""
+
+import click
+
+bad_budget_option = click.option(
+    "--bad-budget",
+    metavar="COUNT|FRACTION|none",
+    default="0.01",
+    show_default=True,
+    callback=lambda _ctx, _param, text: _bad_budget(text),
+    help="Samples of an epoch that may fail on a rank before the run stops: 100, or 0.02 of them.",
+)
+"""Gives an int, a float or None."""
+
+
+def _bad_budget(text: str) -> int | float | None:
+    if text == "none":
+        return None
+    try:
+        budget = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        budget = -1
+    if (isinstance(budget, float) and not 0.0 <= budget <= 1.0) or budget < 0:
+        raise click.BadParameter(f"expected a count (100), a fraction (0.02) or none, found {text!r}")
+    return budget
