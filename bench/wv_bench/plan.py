@@ -76,8 +76,8 @@ def command(
     achieved      shows an epoch, counted
     dispersion    of class counts over blocks of batches: variance over that of independent draws (1: a draw;
                   1 − n/L: a perfect shuffle of L shows; more: classes come in lumps)
-    apart         pairs of samples that were in no batch together in all epochs, of pairs drawn by lot; ideal: every
-                  show in a batch at random; "in a run": pairs that are read together
+    apart         pairs of samples that were in no batch together in all epochs, of pairs drawn by lot; ideal: the
+                  shows of an epoch in random order; "in a run": pairs that are read together
     amplification bytes read over bytes of the images shown
     buffered      images of the open windows: V/W · window · mean size
     """

@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_loader.plan import EpochPlan, Plan
+from wv_loader.read import MAX_GAP_BYTES
 from wv_loader.runs import I64, chunks_of
 
 BLOCKS = (1, 4, 16, 64, 256, 1024)
 """Lengths, in consecutive batches, over which class counts are compared with a draw's."""
-MERGED_GAP_BYTES = 8192
-"""A reader that merges neighbours reads gaps up to here along."""
 _STRETCHES = 8
 _TRACKED_SAMPLES = 2048
 _CERTAIN = -1e9
@@ -142,8 +141,8 @@ def _class_counts(epoch: EpochPlan, batches: range) -> NDArray[np.int32]:
 class Meetings:
     """Pairs of samples that were in no batch together over some epochs, as a fraction of the pairs looked at.
 
-    Ideal: every show falls into a batch of its epoch at random, so a pair of samples with a and b shows in an epoch of
-    n batches is apart in it with probability (1 − 1/n)^(a·b).
+    Ideal: an epoch's shows in an order at random. Two of them fall into one batch with probability p, the pairs within
+    batches over all pairs, so samples with a and b shows are apart with probability (1 − p)^(a·b), about.
     """
 
     apart: float
@@ -163,10 +162,11 @@ def meetings(plan: Plan, epochs: int) -> Meetings:
         epoch = plan.epoch(number)
         who, batches = _batches_of(epoch, tracked, runs)
         shows = np.bincount(who, minlength=len(tracked)).astype(np.float64)
-        log_apart += (np.log1p(-1 / epoch.batches) if epoch.batches > 1 else _CERTAIN) * np.outer(shows, shows)
+        together = _together(epoch.samples, plan.options.batch_size)
+        log_apart += (np.log1p(-together) if together < 1 else _CERTAIN) * np.outer(shows, shows)
         order = np.argsort(batches, kind="stable")
-        for together in np.split(who[order], np.flatnonzero(np.diff(batches[order])) + 1):
-            met[np.ix_(together, together)] = True
+        for batch in np.split(who[order], np.flatnonzero(np.diff(batches[order])) + 1):
+            met[np.ix_(batch, batch)] = True
     upper = np.triu(np.ones(met.shape, dtype=bool), 1)
     same_run = runs[:, None] == runs[None, :]
     strangers, neighbours = upper & ~same_run, upper & same_run
@@ -178,6 +178,13 @@ def meetings(plan: Plan, epochs: int) -> Meetings:
         apart_in_run=float(1 - met[neighbours].mean()) if some else None,
         apart_in_run_ideal=float(apart[neighbours].mean()) if some else None,
     )
+
+
+def _together(shows: int, batch_size: int) -> float:
+    """Probability that two shows of an epoch in random order are in one batch; the last batch may be short."""
+    full, rest = divmod(shows, batch_size)
+    within = full * batch_size * (batch_size - 1) + rest * (rest - 1)
+    return within / (shows * (shows - 1)) if shows > 1 else 1.0
 
 
 def _tracked(plan: Plan) -> tuple[I64, I64]:
@@ -221,7 +228,8 @@ class Reading:
     """Bytes that an epoch reads from the shards, over the bytes of the images that it shows."""
 
     merged: float
-    """Shown samples only, gaps of 8 KB or less between them read along."""
+    """Shown samples of a visit, with the gaps between them that the reader takes along: at most this, for it reads a
+    window in parts, whose samples are seldom neighbours."""
     whole_visits: float
     """Every visit from its run's first byte to its last."""
     used_over_unique: float
@@ -243,7 +251,7 @@ def reading(epoch: EpochPlan, offsets: I64) -> Reading:
         sizes = layout.sizes[ordinals].astype(np.int64)
         used += int(sizes.sum())
         gap = offsets[ordinals[1:]] - offsets[ordinals[:-1]] - sizes[:-1]
-        gaps += int(gap[(gap <= MERGED_GAP_BYTES) & (visit[1:] == visit[:-1])].sum())
+        gaps += int(gap[(gap <= MAX_GAP_BYTES) & (visit[1:] == visit[:-1])].sum())
     lasts = plan.run_starts[1:] - 1
     spans = offsets[lasts] + layout.sizes[lasts] - offsets[plan.run_starts[:-1]]
     unique = int(layout.sizes[slice(None) if layout.excluded is None else ~layout.excluded].sum(dtype=np.int64))

@@ -90,8 +90,8 @@ def _chart(
     if powers:
         marks = [10.0**e for e in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
     else:
-        unit = 10.0 ** math.floor(math.log10(high / 4))
-        step = unit * next(factor for factor in (1, 2, 5, 10) if unit * factor >= high / 5)
+        power = 10.0 ** math.floor(math.log10(high / 4))
+        step = power * next(factor for factor in (1, 2, 5, 10) if power * factor >= high / 5)
         marks = [step * number for number in range(int(high / step) + 1)]
     parts = [
         f'<path class="rule" d="M{_LEFT} {up(mark):.1f}H{_WIDE - _RIGHT}"/>'

@@ -98,6 +98,8 @@ def test_meetings_are_those_of_the_batches(small_dataset: Path) -> None:
     assert meet.apart == pytest.approx(1 - met[upper & ~same_run].mean())
     assert meet.apart_in_run == pytest.approx(1 - met[upper & same_run].mean())
     assert meet.apart == pytest.approx(meet.apart_ideal, abs=0.03)
+    short_last = meetings(planned(subject, batch_size=160, balance=(1.0,)), 1)  # 160 and 79 of 239
+    assert [short_last.apart, short_last.apart_ideal] == pytest.approx([160 * 79 / (239 * 238 / 2)] * 2)
     everyone = meetings(planned(subject, batch_size=4096), 1)
     assert everyone.apart == pytest.approx(everyone.apart_ideal)  # one batch: who is shown has met
     assert meetings(planned(subject, run_length=1), 1).apart_in_run is None
