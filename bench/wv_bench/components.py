@@ -25,7 +25,7 @@ from rich.table import Table
 
 from wv_bench.measure import machine
 from wv_loader import ENGINES, Loader, LoaderError, LoaderStats
-from wv_loader.plan import EpochPlan
+from wv_loader.faults import Faults
 from wv_shards import ShardsError, checksum
 
 PARTS = ("decode", "read", "checksum", "plan", "accounting")
@@ -129,10 +129,9 @@ def _wrapped(clock: _Clock, loader: Loader) -> Iterator[None]:
     places: list[tuple[str, Any, str]] = [
         ("decode", loader.engine, "decode"),
         ("read", os, "pread"),
-        ("plan", EpochPlan, "batch"),
-        ("accounting", Loader, "_account"),
+        ("plan", Loader, "_order"),  # order, crops, effects: all that is known of a batch before it is read
+        ("accounting", Faults, "account"),
         *(("accounting", LoaderStats, name) for name in vars(LoaderStats) if name.startswith("add_")),
-        *(("plan", module, "train_crops") for module in ours if hasattr(module, "train_crops")),
         *(("checksum", module, "checksum") for module in ours if getattr(module, "checksum", None) is checksum),
     ]
     with ExitStack() as stack:

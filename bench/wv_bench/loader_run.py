@@ -259,8 +259,9 @@ def measure(
             except ContestantError as error:
                 rows[at].fail(error)
         for number in range(repeats):
-            for at, row in enumerate(rows[number % len(rows) :] + rows[: number % len(rows)]):
-                at = (at + number) % len(rows)
+            for turn in range(len(rows)):
+                at = (turn + number) % len(rows)
+                row = rows[at]
                 if row.problem:
                     continue
                 try:
