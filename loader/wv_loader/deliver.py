@@ -21,6 +21,7 @@ import torch
 from wv_loader.batch import Batch
 from wv_loader.errors import LoaderError
 from wv_loader.read import Failure
+from wv_loader.stats import LoaderStats
 from wv_shards import combine
 
 Transform = Callable[[Batch], Any]
@@ -53,14 +54,22 @@ class Delivery:
     """Batches in order, each as the consumer wants it. A context: leaving it ends its thread."""
 
     def __init__(
-        self, take: Callable[[], Taken], count: int, *, transform: Transform | None, device: torch.device | None
+        self,
+        take: Callable[[], Taken],
+        count: int,
+        *,
+        transform: Transform | None,
+        device: torch.device | None,
+        stats: LoaderStats,
     ) -> None:
         """Begin to take batches, if there is anything to do to them.
 
         Args:
             take: gives the next batch; called `count` times at most, and not again after it has raised.
             transform, device: as of `Loader`.
+            stats: gets the time that both take.
         """
+        self._stats = stats
         self._take = take
         self._transform = transform
         self._device = device
@@ -111,10 +120,12 @@ class Delivery:
             raise RuntimeError("a batch before this one failed")
         try:
             batch, failures = self._take()
+            started = self._stats.clock()
             with torch.cuda.stream(self._stream):  # of None does nothing
                 delivered = self._deliver(batch)
             if self._stream is not None:
                 self._stream.synchronize()
+            self._stats.add_deliver(self._stats.clock() - started)
         except BaseException:
             self._failed = True
             raise

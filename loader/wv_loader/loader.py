@@ -353,7 +353,8 @@ class Loader:
             return replace(batch, seed=batch_seed(self.options.seed, epoch, batch.index), masked=masked), failures
 
         # The pipeline is left first: a thread of the delivery may wait in `take`.
-        with Delivery(take, len(numbers), transform=self.transform, device=self.device) as delivery, pipeline:
+        ahead = Delivery(take, len(numbers), transform=self.transform, device=self.device, stats=self.stats)
+        with ahead as delivery, pipeline:
             for number in numbers:
                 delivered, batch, failures = delivery.take()
                 self._faults.account(epoch, number, batch.ordinals.numpy(), failures)

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from wv_loader.read import Failure
 
-STAGES = ("plan", "read", "decode")
+STAGES = ("plan", "read", "decode", "deliver")
 
 _CONSUMER_WAIT_FRACTION = 0.02
 """Below this share of waiting, the consumer of the batches is the slow stage."""
@@ -39,6 +39,7 @@ _ADVICE = {
     "consumer": "the loader keeps up",
     "plan": "larger batches, or a core that is free for planning, would help",
     "read": "a faster disk, smaller images or more read-ahead would help",
+    "deliver": "a cheaper `transform`, or one that works on the device, would help",
     "decode": "more threads (cores), the turbo engine or shards of smaller images would help",
 }
 
@@ -67,10 +68,13 @@ class LoaderStats:
     """Time that decoding waited for files, having room; summed over processes where there are several."""
     decode_seconds_total: float = 0.0
     """Time at work, summed over threads."""
+    deliver_seconds_total: float = 0.0
+    """Time at work, of the thread that copies batches to a device and runs `transform`."""
     plan_capacity_seconds_total: float = 0.0
     """Time that the stage's threads had while the consumer waited or worked: threads · seconds."""
     read_capacity_seconds_total: float = 0.0
     decode_capacity_seconds_total: float = 0.0
+    deliver_capacity_seconds_total: float = 0.0
     ready_batches_total: int = 0
     """Queue depth, summed over takes: finished batches that lay ready when the consumer asked for one."""
     ready_batches: int = 0
@@ -84,7 +88,7 @@ class LoaderStats:
     ranks: int = 1
     """Ranks whose figures are added up here."""
     threads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 1))
-    """Of each stage on this rank, what its share is of: planning threads, processes that wait for reads, decoders."""
+    """Of each stage on this rank: threads that work; of reading, processes that wait for it."""
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
     """What every time here is measured with, in seconds."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -106,6 +110,11 @@ class LoaderStats:
         """Count one task of the decode stage."""
         with self._lock:
             self.decode_seconds_total += seconds
+
+    def add_deliver(self, seconds: float) -> None:
+        """Count the copying of a batch to a device and its `transform`."""
+        with self._lock:
+            self.deliver_seconds_total += seconds
 
     def add_late(self, seconds: float) -> None:
         """Count a wait for files by a stage that could have decoded them."""
@@ -147,6 +156,7 @@ class LoaderStats:
         self.plan_capacity_seconds_total += seconds * self.threads["plan"]
         self.read_capacity_seconds_total += seconds * self.threads["read"]
         self.decode_capacity_seconds_total += seconds * self.threads["decode"]
+        self.deliver_capacity_seconds_total += seconds * self.threads["deliver"]
 
     # -- parts and sums ---------------------------------------------------------------------------------------------
 
@@ -198,11 +208,12 @@ class LoaderStats:
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        """Time that planning and decoding threads were at work, and that reading was late."""
+        """Time that the stages' threads were at work; of reading, that it was late."""
         return {
             "plan": self.plan_seconds_total,
             "read": self.read_late_seconds_total,
             "decode": self.decode_seconds_total,
+            "deliver": self.deliver_seconds_total,
         }
 
     @property
@@ -218,7 +229,7 @@ class LoaderStats:
 
     @property
     def bottleneck(self) -> str:
-        """The slow stage: `consumer` where it hardly waits, else the fullest of `plan`, `read` and `decode`.
+        """The slow stage: `consumer` where it hardly waits, else the fullest of STAGES.
 
         The wait for the first batch of a loop tells nothing about who keeps up with whom.
         """
@@ -258,10 +269,11 @@ class LoaderStats:
         """One line for a person: how much, how long, who was slow, what would help."""
         seconds, stage, busy = self.seconds, self.bottleneck, self.occupancy
         rate = f" ({self.samples / seconds:,.0f}/s)" if seconds else ""
+        deliver = f", deliver busy {busy['deliver']:.0%}" if self.deliver_seconds_total else ""
         failed = ", ".join(f"{count} {reason}" for reason, count in sorted(self.failures.items()))
         return (
             f"{self.samples:,} samples in {seconds:.1f} s{rate}; waited for data {self.wait_fraction:.1%} of the time, "
             f"{self.first_wait_seconds_total / self.ranks:.1f} s of it for the first batch; "
             f"slow stage: {stage} (plan busy {busy['plan']:.0%}, read late {busy['read']:.0%}, "
-            f"decode busy {busy['decode']:.0%}): {self.advice}" + (f"; masked: {failed}" if failed else "")
+            f"decode busy {busy['decode']:.0%}{deliver}): {self.advice}" + (f"; masked: {failed}" if failed else "")
         )

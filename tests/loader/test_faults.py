@@ -281,7 +281,7 @@ def test_worker_processes_tell_of_the_disk_as_threads_do(shards: Path) -> None:
     with loading(shards, processes=2) as loader:
         list(loader)
         assert loader.stats.io_errors == {(SHARD, errno.ENOENT): len(lost)}
-        assert loader.stats.threads == {"plan": 1, "read": 2, "decode": 2}
+        assert loader.stats.threads == {"plan": 1, "read": 2, "decode": 2, "deliver": 1}
 
 
 # -- the budget ----------------------------------------------------------------------------------------------------

@@ -79,6 +79,8 @@ def epoch_stats(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         monkeypatch.setattr(EpochPlan, "batch", slow_plan)
         monkeypatch.setattr(loader.dataset, "descriptor", slow_read)
         monkeypatch.setattr(loader.engine, "decode", slow_decode)
+        if "deliver" in costs:
+            loader.transform = lambda _: clock.work(costs["deliver"])
         loader.stats.clock = clock
         for _ in loader:
             clock.work(costs.get("consumer", free))
@@ -88,7 +90,7 @@ def epoch_stats(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return run
 
 
-@pytest.mark.parametrize("stage", ["plan", "decode", "consumer"])
+@pytest.mark.parametrize("stage", ["plan", "decode", "deliver", "consumer"])
 def test_the_slow_stage_is_named(epoch_stats: Callable[..., LoaderStats], stage: str) -> None:
     stats = epoch_stats(**{stage: (1.0, 1.0)})
     assert stats.bottleneck == stage
@@ -107,13 +109,13 @@ def test_slow_reads_are_named_by_how_late_they_are(epoch_stats: Callable[..., Lo
 
 def test_many_readers_that_are_never_late_are_not_blamed_for_a_busy_decoder() -> None:
     """Sixteen threads that wait for a slow disk ahead of time have more seconds in sum than two busy decoders."""
-    stats = LoaderStats(threads={"plan": 1, "read": 1, "decode": 2})
+    stats = LoaderStats(threads={"plan": 1, "read": 1, "decode": 2, "deliver": 1})
     stats.add_wait(60.0)
     stats.add_work(40.0)
     stats.add_read(1_200.0, 1)
     stats.add_late(3.0)
     stats.add_decode(190.0)
-    assert stats.occupancy == pytest.approx({"plan": 0.0, "read": 0.03, "decode": 0.95})
+    assert stats.occupancy == pytest.approx({"plan": 0.0, "read": 0.03, "decode": 0.95, "deliver": 0.0})
     assert stats.bottleneck == "decode"
     assert "more threads" in stats.advice
 
