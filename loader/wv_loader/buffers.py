@@ -4,6 +4,7 @@ Fresh memory costs a page fault for every 4 KiB, a good part of what decoding in
 from an array holds a reference to the array for as long as it lives, so the references tell when the array is free.
 """
 
+import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -62,10 +63,11 @@ class Arenas:
     def take(self, size: int) -> Pixels:
         """(m,) an array of `size` bytes or more that nobody else refers to; whatever it held is gone."""
         if size > ARENA_BYTES:
-            return np.empty(size, dtype=np.uint8)
+            own: Pixels = np.empty(size, dtype=np.uint8)
+            return own
         with self._lock:
             # They are let go about in the order in which they were taken: the next one is mostly free.
-            for i in (*range(self._next, len(self._pool)), *range(self._next)):
+            for i in itertools.chain(range(self._next, len(self._pool)), range(self._next)):
                 if sys.getrefcount(self._pool[i]) == _UNUSED:
                     self._next = i + 1
                     return self._pool[i]
