@@ -4,6 +4,7 @@ Fresh memory costs a page fault for every 4 KiB, a good part of what decoding in
 from an array holds a reference to the array for as long as it lives, so the references tell when the array is free.
 """
 
+import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
-_LARGER = 1.25
-"""An arena may be this many times larger than what it is used for."""
+ARENA_BYTES = 4_000_000
+"""What a reading thread fills at a time."""
 
 
 class Buffers:
@@ -46,43 +47,42 @@ class Buffers:
 
 
 class Arenas:
-    """Arrays of any size, for files that are read. Safe to share between threads."""
+    """Arrays of ARENA_BYTES, for files that are read. Safe to share between threads."""
 
     def __init__(self, keep_bytes: int) -> None:
         """Hold nothing yet.
 
         Args:
-            keep_bytes: memory to keep that nobody uses.
+            keep_bytes: memory that `trim` leaves, though nobody uses it.
         """
-        self._keep_bytes = keep_bytes
+        self._keep = keep_bytes // ARENA_BYTES
         self._pool: list[Pixels] = []
+        self._next = 0
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Pixels:
-        """(m,) an array that nobody else refers to, of `size` bytes or somewhat more; whatever it held is gone."""
+        """(m,) an array of `size` bytes or more that nobody else refers to; whatever it held is gone."""
+        if size > ARENA_BYTES:
+            own: Pixels = np.empty(size, dtype=np.uint8)
+            return own
         with self._lock:
-            fitting = [i for i in self._free() if size <= len(self._pool[i]) <= size * _LARGER]
-            if fitting:
-                return self._pool[min(fitting, key=lambda i: len(self._pool[i]))]
-            self._trim()
-            self._pool.append(np.empty(size, dtype=np.uint8))
-            return self._pool[-1]
+            # They are let go about in the order in which they were taken: the next one is mostly free.
+            for i in itertools.chain(range(self._next, len(self._pool)), range(self._next)):
+                if sys.getrefcount(self._pool[i]) == _UNUSED:
+                    self._next = i + 1
+                    return self._pool[i]
+            arena: Pixels = np.empty(ARENA_BYTES, dtype=np.uint8)
+            self._pool.append(arena)
+            self._next = len(self._pool)
+            return arena
 
     def trim(self) -> None:
         """Give back what is not used, but for what is to be kept."""
         with self._lock:
-            self._trim()
-
-    def _trim(self) -> None:
-        free = self._free()
-        unused = sum(len(self._pool[i]) for i in free)
-        for i in reversed(free):
-            if unused <= self._keep_bytes:
-                break
-            unused -= len(self._pool.pop(i))
-
-    def _free(self) -> list[int]:
-        return [i for i in range(len(self._pool)) if sys.getrefcount(self._pool[i]) == _UNUSED]
+            free = [i for i in range(len(self._pool)) if sys.getrefcount(self._pool[i]) == _UNUSED]
+            for i in reversed(free[self._keep :]):
+                del self._pool[i]
+            self._next = 0
 
 
 def _references_of_a_pool() -> int:

@@ -1,8 +1,8 @@
 """Second stage: from ordinals to the bytes of images, checked. Knows tars; knows no pixels and no order.
 
-Samples that are asked for together are read in file order into one piece of memory, of which each sample is a view.
-Neighbours in a shard are one extent: one `pread`. What lies between them and is not wanted is read along only where it
-is as small as the headers and texts that stand between two images of a tar.
+Samples are read in file order into pieces of memory that many of them share, and are views of these. Neighbours in a
+shard are one extent: one `pread`. What lies between them and is not wanted is read along only where it is as small as
+the headers and texts that stand between two images of a tar.
 """
 
 import os
@@ -16,8 +16,8 @@ from wv_shards import FLAG_BAD, Dataset, checksum
 
 MAX_GAP_BYTES = 8_192
 """Two samples of a shard with more than this between them are read apart."""
-MAX_EXTENT_BYTES = 10_000_000
-"""No extent is longer, but for its last sample."""
+MAX_EXTENT_BYTES = 3_000_000
+"""No extent is longer, but for its last sample. Extents that follow one another in a file are read by one thread."""
 
 
 class Failure(StrEnum):
@@ -74,12 +74,12 @@ class Extents:
         memory: Callable[[int], NDArray[np.uint8]] = _fresh,
         on_io_error: OnIoError | None = None,
     ) -> None:
-        """Look samples up, and get memory for them.
+        """Look samples up.
 
         Args:
             dataset: an open data set.
             ordinals: (n,); −1 stands for no sample. One may be asked for several times.
-            memory: gives an array of so many bytes or more. The samples will be views of it.
+            memory: gives an array of so many bytes or more. The samples that are read together will be views of it.
             on_io_error: see there.
         """
         self._on_io_error = on_io_error
@@ -103,8 +103,8 @@ class Extents:
         """(m,) bytes of each extent."""
         self._first: list[int] = [*first.tolist(), len(starts)]
         self._offsets: list[int] = offsets.tolist()
-        self._borders: list[int] = [0, *np.cumsum(lengths).tolist()]  # of extents, in memory
-        self._memory = memory(self._borders[-1]).data
+        self._lengths: list[int] = lengths.tolist()
+        self._memory = memory
         # Of each sample, in file order: its place among those asked for, where it is in its extent, what it must be.
         self._places: list[int] = wanted.tolist()
         self._starts: list[int] = (starts - offsets[extent]).tolist()
@@ -128,6 +128,7 @@ class Extents:
             for place in self._known_bad:
                 samples[place] = Failure.KNOWN_BAD
         size = 0
+        memory = self._memory(sum(self._lengths[first:last])).data
         while first < last:
             shard, stop = self._shards[first], first + 1
             while stop < last and self._shards[stop] == shard:
@@ -135,7 +136,8 @@ class Extents:
             try:
                 with self._dataset.descriptor(shard) as descriptor:
                     while first < stop:
-                        size += self._read_one(shard, descriptor, first, samples)
+                        size += self._read_one(shard, descriptor, first, memory[: self._lengths[first]], samples)
+                        memory = memory[self._lengths[first] :]
                         first += 1
             except OSError as error:  # of opening it
                 for sample in range(self._first[first], self._first[stop]):
@@ -143,10 +145,9 @@ class Extents:
             first = stop
         return size
 
-    def _read_one(self, shard: int, descriptor: int, extent: int, samples: list[Sample]) -> int:
+    def _read_one(self, shard: int, descriptor: int, extent: int, memory: memoryview, samples: list[Sample]) -> int:
         first, last = self._first[extent], self._first[extent + 1]
         offset = self._offsets[extent]
-        memory = self._memory[self._borders[extent] : self._borders[extent + 1]]
         try:
             read = _pread(descriptor, memory, offset)
         except OSError:

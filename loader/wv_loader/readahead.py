@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from wv_loader.buffers import Arenas
+from wv_loader.buffers import ARENA_BYTES, Arenas
 from wv_loader.parts import Part
 from wv_loader.read import Extents, Sample
 from wv_loader.stats import LoaderStats
@@ -21,8 +21,6 @@ from wv_shards import Dataset
 
 READ_THREADS = 16
 """Reads that may be outstanding: more than the cores, as they wait for disks and networks."""
-_TASK_BYTES = 1_000_000
-"""A thread reads this much at a time, or one extent."""
 
 
 class ReadAheadClosedError(Exception):
@@ -157,10 +155,13 @@ class _Request:
 
     def _cut(self) -> list[tuple[int, int]]:
         """Ranges of extents for one thread each; one range at least."""
-        behind = np.cumsum(self.extents.sizes)
-        task = (behind - self.extents.sizes) // _TASK_BYTES
-        borders = [0, *(np.flatnonzero(np.diff(task)) + 1).tolist(), len(task)]
-        return list(itertools.pairwise(borders))
+        borders, filled = [0], 0
+        for extent, size in enumerate(self.extents.sizes.tolist()):
+            if filled and filled + size > ARENA_BYTES:
+                borders.append(extent)
+                filled = 0
+            filled += size
+        return list(itertools.pairwise([*borders, len(self.extents)]))
 
 
 class _Stretch:
