@@ -114,7 +114,7 @@ def _take(loader: Loader, batches: int) -> int:
 
 def _free_calls(engine: str) -> list[Call]:
     decode = (Image.Image, "resize") if engine == "pillow" else (import_module("wv_loader._turbo"), "decode")
-    return [(os, "pread"), decode]
+    return [(os, "preadv"), decode]
 
 
 @contextmanager

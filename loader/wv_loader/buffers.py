@@ -1,7 +1,7 @@
-"""Memory of batches, used again as soon as the consumer has let go of a batch.
+"""Memory of batches and of files, used again as soon as nobody looks at it any more.
 
-Fresh memory costs a page fault for every 4 KiB of a batch, a good part of what decoding it costs. A tensor made from an
-array holds a reference to the array for as long as any view of it lives, so the references tell when it is free.
+Fresh memory costs a page fault for every 4 KiB, a good part of what decoding into it costs. A tensor or a view made
+from an array holds a reference to the array for as long as it lives, so the references tell when the array is free.
 """
 
 import sys
@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+
+_LARGER = 1.25
+"""An arena may be this many times larger than what it is used for."""
 
 
 class Buffers:
@@ -40,6 +43,46 @@ class Buffers:
             for i in reversed(free[1 + self._spare :]):
                 del self._pool[i]
             return pixels
+
+
+class Arenas:
+    """Arrays of any size, for files that are read. Safe to share between threads."""
+
+    def __init__(self, keep_bytes: int) -> None:
+        """Hold nothing yet.
+
+        Args:
+            keep_bytes: memory to keep that nobody uses.
+        """
+        self._keep_bytes = keep_bytes
+        self._pool: list[Pixels] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> Pixels:
+        """(m,) an array that nobody else refers to, of `size` bytes or somewhat more; whatever it held is gone."""
+        with self._lock:
+            fitting = [i for i in self._free() if size <= len(self._pool[i]) <= size * _LARGER]
+            if fitting:
+                return self._pool[min(fitting, key=lambda i: len(self._pool[i]))]
+            self._trim()
+            self._pool.append(np.empty(size, dtype=np.uint8))
+            return self._pool[-1]
+
+    def trim(self) -> None:
+        """Give back what is not used, but for what is to be kept."""
+        with self._lock:
+            self._trim()
+
+    def _trim(self) -> None:
+        free = self._free()
+        unused = sum(len(self._pool[i]) for i in free)
+        for i in reversed(free):
+            if unused <= self._keep_bytes:
+                break
+            unused -= len(self._pool.pop(i))
+
+    def _free(self) -> list[int]:
+        return [i for i in range(len(self._pool)) if sys.getrefcount(self._pool[i]) == _UNUSED]
 
 
 def _references_of_a_pool() -> int:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
 from wv_loader.batch import Batch, batch_memory
-from wv_loader.buffers import Buffers
+from wv_loader.buffers import Arenas, Buffers
 from wv_loader.deliver import Delivery, Transform, batch_seed, find_device
 from wv_loader.engine import make_engine
 from wv_loader.errors import LoaderError, StateMismatchError
@@ -37,6 +37,8 @@ from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 STATE_VERSION = 1
 _MOST_READ_AHEAD_BYTES = 2 << 30
+_KEPT_OF_BUDGET = 8
+"""A part of the memory for files that are read ahead is kept between loops."""
 
 
 class Loader:
@@ -163,8 +165,11 @@ class Loader:
         self._exclusions = _digest(layout.excluded)
         self._threads = threads or _default_threads()
         self._prefetch = max(1, prefetch)
+        budget_bytes = _default_read_ahead() if read_ahead_bytes is None else read_ahead_bytes
+        self._arena_bytes = budget_bytes // _KEPT_OF_BUDGET
+        self._arenas = Arenas(self._arena_bytes)
         self._read_ahead = ReadAheadSize.within(
-            _default_read_ahead() if read_ahead_bytes is None else read_ahead_bytes,
+            budget_bytes,
             sample_bytes=float(layout.sizes.mean()),
             rows=len(self._rows),
             row_slots=len(self._slots) // len(self._rows),
@@ -386,7 +391,9 @@ class Loader:
     def _begin(self) -> tuple[ThreadStage | ProcessStage, Callable[[], torch.Tensor]]:
         """What reads and decodes in a loop, and the memory of its batches."""
         if not self._processes:
-            stage = ThreadStage(self.dataset, self.engine, self.stats, row_slots=self._row_slots, threads=self._threads)
+            stage = ThreadStage(
+                self.dataset, self.engine, self.stats, self._arenas, row_slots=self._row_slots, threads=self._threads
+            )
             return stage, batch_memory(self._shape, self._buffers.take)
         if self._workers is None or self._workers.error is not None:
             self._end_workers()
@@ -399,6 +406,7 @@ class Loader:
                 row_slots=self._row_slots,
                 size_px=self.size_px,
                 spare=self._prefetch,
+                arena_bytes=self._arena_bytes,
             )
             self._end_workers = weakref.finalize(self, self._workers.close)
         return self._workers.begin(), batch_memory(self._shape, self._workers.memory)

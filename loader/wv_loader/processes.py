@@ -57,6 +57,7 @@ class Workers:
         row_slots: Sequence[int],
         size_px: int,
         spare: int,
+        arena_bytes: int,
     ) -> None:
         """Start them.
 
@@ -69,6 +70,7 @@ class Workers:
             row_slots: slots of a batch that each row fills.
             size_px: S.
             spare: batches' memory to keep that nobody uses.
+            arena_bytes: memory for files to keep that nobody uses, in all processes together.
         """
         self._stats = stats
         stats.threads.update(read=processes, decode=processes * max(1, threads // processes))
@@ -81,6 +83,7 @@ class Workers:
                     engine=engine,
                     row_slots=list(row_slots[first:last]),
                     threads=max(1, threads // processes),
+                    arena_bytes=arena_bytes // processes,
                 ),
                 rows=range(first, last),
                 slots=slice(sum(row_slots[:first]), sum(row_slots[:last])),

@@ -1,8 +1,8 @@
 """Second stage: from ordinals to the bytes of images, checked. Knows tars; knows no pixels and no order.
 
-Samples that are asked for together are read in file order, and neighbours in a shard as one extent: one `pread`, of
-which each sample is a view. What lies between them and is not wanted is read along only where it is as small as the
-headers and texts that stand between two images of a tar.
+Samples that are asked for together are read in file order into one piece of memory, of which each sample is a view.
+Neighbours in a shard are one extent: one `pread`. What lies between them and is not wanted is read along only where it
+is as small as the headers and texts that stand between two images of a tar.
 """
 
 import os
@@ -59,15 +59,27 @@ def read_samples(dataset: Dataset, ordinals: NDArray[np.int64]) -> list[Sample]:
     return samples
 
 
+def _fresh(size: int) -> NDArray[np.uint8]:
+    return np.empty(size, dtype=np.uint8)
+
+
 class Extents:
     """Where some samples stand, in file order, neighbours joined. Safe to read from several threads."""
 
-    def __init__(self, dataset: Dataset, ordinals: NDArray[np.int64], on_io_error: OnIoError | None = None) -> None:
-        """Look samples up.
+    def __init__(
+        self,
+        dataset: Dataset,
+        ordinals: NDArray[np.int64],
+        *,
+        memory: Callable[[int], NDArray[np.uint8]] = _fresh,
+        on_io_error: OnIoError | None = None,
+    ) -> None:
+        """Look samples up, and get memory for them.
 
         Args:
             dataset: an open data set.
             ordinals: (n,); −1 stands for no sample. One may be asked for several times.
+            memory: gives an array of so many bytes or more. The samples will be views of it.
             on_io_error: see there.
         """
         self._on_io_error = on_io_error
@@ -91,7 +103,8 @@ class Extents:
         """(m,) bytes of each extent."""
         self._first: list[int] = [*first.tolist(), len(starts)]
         self._offsets: list[int] = offsets.tolist()
-        self._lengths: list[int] = lengths.tolist()
+        self._borders: list[int] = [0, *np.cumsum(lengths).tolist()]  # of extents, in memory
+        self._memory = memory(self._borders[-1]).data
         # Of each sample, in file order: its place among those asked for, where it is in its extent, what it must be.
         self._places: list[int] = wanted.tolist()
         self._starts: list[int] = (starts - offsets[extent]).tolist()
@@ -133,25 +146,35 @@ class Extents:
     def _read_one(self, shard: int, descriptor: int, extent: int, samples: list[Sample]) -> int:
         first, last = self._first[extent], self._first[extent + 1]
         offset = self._offsets[extent]
+        memory = self._memory[self._borders[extent] : self._borders[extent + 1]]
         try:
-            data = memoryview(_pread(descriptor, self._lengths[extent], offset))
+            read = _pread(descriptor, memory, offset)
         except OSError:
             # Somewhere in it the disk is broken: only the samples that lie there are lost.
-            for i in range(first, last):
-                samples[self._places[i]] = self._read_alone(shard, descriptor, offset, i)
-            return sum(self._sizes[i] for i in range(first, last) if samples[self._places[i]] is not Failure.IO_ERROR)
+            return sum(self._read_alone(shard, descriptor, memory, offset, i, samples) for i in range(first, last))
         for i in range(first, last):
-            start, size = self._starts[i], self._sizes[i]
-            samples[self._places[i]] = _checked(data[start : start + size], size, self._checksums[i])
+            samples[self._places[i]] = self._checked(memory[:read], i)
         return sum(self._sizes[first:last])
 
-    def _read_alone(self, shard: int, descriptor: int, offset: int, sample: int) -> Sample:
-        size = self._sizes[sample]
+    def _read_alone(
+        self, shard: int, descriptor: int, memory: memoryview, offset: int, sample: int, samples: list[Sample]
+    ) -> int:
+        start, size = self._starts[sample], self._sizes[sample]
         try:
-            data = _pread(descriptor, size, offset + self._starts[sample])
+            read = _pread(descriptor, memory[start : start + size], offset + start)
         except OSError as error:
-            return self._refused(shard, error)
-        return _checked(memoryview(data), size, self._checksums[sample])
+            samples[self._places[sample]] = self._refused(shard, error)
+            return 0
+        samples[self._places[sample]] = self._checked(memory[: start + read], sample)
+        return size
+
+    def _checked(self, read: memoryview, sample: int) -> Sample:
+        """A sample of an extent, of which so much was read."""
+        start, size = self._starts[sample], self._sizes[sample]
+        data = read[start : start + size]
+        if len(data) != size:
+            return Failure.SHORT_READ
+        return data if checksum(data) == self._checksums[sample] else Failure.CHECKSUM
 
     def _refused(self, shard: int, error: OSError) -> Failure:
         if self._on_io_error is not None:
@@ -170,15 +193,9 @@ def _cut(shards: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.
     return np.flatnonzero(begins)
 
 
-def _checked(data: memoryview, size: int, expected: int) -> Sample:
-    if len(data) != size:
-        return Failure.SHORT_READ
-    return data if checksum(data) == expected else Failure.CHECKSUM
-
-
-def _pread(descriptor: int, size: int, offset: int) -> bytes:
-    """All bytes there are; a read may give fewer than asked for before the end of the file."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-        data += more
-    return data
+def _pread(descriptor: int, memory: memoryview, offset: int) -> int:
+    """Bytes read, all there are; a read may give fewer than asked for before the end of the file."""
+    done = os.preadv(descriptor, [memory], offset)
+    while done < len(memory) and (more := os.preadv(descriptor, [memory[done:]], offset + done)):
+        done += more
+    return done

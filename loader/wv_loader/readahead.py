@@ -1,7 +1,7 @@
 """Reads parts on threads ahead of their use, and hands their samples out in the order in which they are shown.
 
-It holds the only copy of what was read: a sample is let go when it is taken, an extent when its last sample was
-decoded. What is read and when is decided elsewhere (parts.py).
+It holds the only copy of what was read: a sample is let go when it is taken, and memory is used again when the last
+sample that was read into it together with others is decoded. What is read and when is decided elsewhere (parts.py).
 """
 
 import itertools
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from wv_loader.buffers import Arenas
 from wv_loader.parts import Part
 from wv_loader.read import Extents, Sample
 from wv_loader.stats import LoaderStats
@@ -31,9 +32,10 @@ class ReadAheadClosedError(Exception):
 class ReadAhead:
     """Rows of samples that are being read. `request` and `take` are each for one thread."""
 
-    def __init__(self, dataset: Dataset, stats: LoaderStats, rows: int) -> None:
+    def __init__(self, dataset: Dataset, stats: LoaderStats, rows: int, arenas: Arenas) -> None:
         self._dataset = dataset
         self._stats = stats
+        self._arenas = arenas
         self._rows: list[deque[_Stretch]] = [deque() for _ in range(rows)]
         self._requests: deque[_Request] = deque()
         self._closed = False
@@ -44,7 +46,9 @@ class ReadAhead:
         """Have parts read, behind those of earlier requests."""
         if not parts:
             return
-        request = _Request(self._dataset, self._stats, np.concatenate([ordinals for _, ordinals in parts]))
+        ordinals = np.concatenate([ordinals for _, ordinals in parts])
+        extents = Extents(self._dataset, ordinals, memory=self._arenas.take, on_io_error=self._stats.add_io_error)
+        request = _Request(ordinals, extents)
         start = 0
         for row, ordinals in parts:
             self._rows[row].append(_Stretch(request, start, start + len(ordinals)))
@@ -104,6 +108,8 @@ class ReadAhead:
             for request in self._requests:
                 request.done.set()
         self._threads.shutdown(cancel_futures=True)
+        self._rows.clear()
+        self._requests.clear()
 
     def _read(self, request: "_Request", first: int, last: int) -> None:
         started = self._stats.clock()
@@ -119,9 +125,9 @@ class ReadAhead:
 class _Request:
     """Parts that are read together."""
 
-    def __init__(self, dataset: Dataset, stats: LoaderStats, ordinals: NDArray[np.int64]) -> None:
+    def __init__(self, ordinals: NDArray[np.int64], extents: Extents) -> None:
         self.ordinals = ordinals
-        self.extents = Extents(dataset, ordinals, on_io_error=stats.add_io_error)
+        self.extents = extents
         self.samples: list[Sample] = [None] * len(ordinals)
         self.done = threading.Event()
         self.tasks = self._cut()

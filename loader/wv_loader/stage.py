@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_loader.augment import Crops, Effects
+from wv_loader.buffers import Arenas
 from wv_loader.effects import apply_effects
 from wv_loader.engine import Engine
 from wv_loader.parts import Part
@@ -54,13 +55,21 @@ class ThreadStage:
     """Threads that read ahead, and threads that decode. `read` and `decode` are each for one thread."""
 
     def __init__(
-        self, dataset: Dataset, engine: Engine, stats: LoaderStats, *, row_slots: Sequence[int], threads: int
+        self,
+        dataset: Dataset,
+        engine: Engine,
+        stats: LoaderStats,
+        arenas: Arenas,
+        *,
+        row_slots: Sequence[int],
+        threads: int,
     ) -> None:
+        self._arenas = arenas
         self._engine = engine
         self._stats = stats
         self._row_slots = row_slots
         self._chunk = min(MAX_CHUNK_SLOTS, max(1, sum(row_slots) // (_CHUNKS_PER_THREAD * threads)))
-        self._read_ahead = ReadAhead(dataset, stats, len(row_slots))
+        self._read_ahead = ReadAhead(dataset, stats, len(row_slots), arenas)
         stats.threads["decode"] = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="wv-decode")
 
@@ -84,6 +93,7 @@ class ThreadStage:
         """Wake whoever waits in `decode`, drop what is not begun, and end the threads."""
         self._read_ahead.close()
         self._threads.shutdown(cancel_futures=True)
+        self._arenas.trim()
 
 
 class _Assembly:

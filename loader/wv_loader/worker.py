@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from wv_loader.buffers import Pixels
+from wv_loader.buffers import Arenas, Pixels
 from wv_loader.engine import Engine
 from wv_loader.errors import LoaderError
 from wv_loader.parts import Part
@@ -40,6 +40,8 @@ class Setup:
     """Slots of a batch that each row of this worker fills."""
     threads: int
     """That decode."""
+    arena_bytes: int
+    """Memory for files to keep that nobody uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class _Worker:
         self._sending = threading.Lock()
         self._dataset = Dataset.open(setup.directory)
         self._buffers: dict[int, Pixels] = {}
+        self._arenas = Arenas(setup.arena_bytes)
         self._stats = LoaderStats()
         self._counted = self._stats.snapshot()
         self._loop: _Loop | None = None
@@ -185,7 +188,7 @@ class _Worker:
         if self._loop is None:
             setup = self._setup
             stage = ThreadStage(
-                self._dataset, setup.engine, self._stats, row_slots=setup.row_slots, threads=setup.threads
+                self._dataset, setup.engine, self._stats, self._arenas, row_slots=setup.row_slots, threads=setup.threads
             )
             self._loop = _Loop(self, stage)
         return self._loop

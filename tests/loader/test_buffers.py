@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wv_loader import Loader
-from wv_loader.buffers import Buffers
+from wv_loader.buffers import Arenas, Buffers
 
 
 def fresh() -> np.ndarray:
@@ -52,6 +52,25 @@ def test_memory_that_a_consumer_held_for_a_while_is_given_back() -> None:
     assert len(made) == 10
     held = [buffers.take() for _ in range(3)]
     assert len(made) == 11  # one in use and one to spare were kept
+
+
+def test_memory_of_files_is_not_used_again_while_a_sample_lives_and_what_nobody_uses_is_bounded() -> None:
+    arenas = Arenas(keep_bytes=2500)
+    first = arenas.take(1000)
+    address = first.ctypes.data
+    sample = first.data[10:20]
+    del first
+    assert arenas.take(1000).ctypes.data != address
+    del sample
+    small, fitting = arenas.take(700), arenas.take(900)  # less than 4/5 of it is another's
+    assert len(small) == 700
+    assert 900 <= len(fitting) <= 1000
+    held = [arenas.take(1000) for _ in range(20)]
+    assert len({array.ctypes.data for array in held}) == 20
+    del held, small, fitting
+    arenas.trim()
+    assert sum(len(array) for array in arenas._pool) <= 2500
+    assert len(arenas._pool) == 2
 
 
 def test_a_consumer_that_keeps_its_batches_gets_memory_of_its_own_and_one_that_drops_them_the_same_again(

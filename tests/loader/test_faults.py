@@ -251,15 +251,15 @@ def test_a_bad_spot_of_a_disk_is_told_by_its_error(shards: Path, monkeypatch: py
     with loading(shards, bad_budget=2) as loader:
         start, stop = int(loader.dataset.shard_starts[SHARD]), int(loader.dataset.shard_starts[SHARD + 1])
         spot = range(int(loader.dataset.index[start + 3]["offset"]), int(loader.dataset.index[start + 6]["offset"]))
-        path, pread = loader.dataset.shard_path(SHARD), os.pread
+        path, preadv = loader.dataset.shard_path(SHARD), os.preadv
 
-        def broken(descriptor: int, size: int, offset: int) -> bytes:
+        def broken(descriptor: int, buffers: list[memoryview], offset: int) -> int:
             here = os.path.samestat(os.fstat(descriptor), path.stat())
-            if here and offset < spot.stop and offset + size > spot.start:
+            if here and offset < spot.stop and offset + len(buffers[0]) > spot.start:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return pread(descriptor, size, offset)
+            return preadv(descriptor, buffers, offset)
 
-        monkeypatch.setattr(read_module.os, "pread", broken)
+        monkeypatch.setattr(read_module.os, "preadv", broken)
         with pytest.raises(BadSampleBudgetError, match=r": 3 reads failed with EIO \(Input/output error\): the disk"):
             list(loader)
         assert loader.stats.failures == {"io-error": 3}

@@ -17,18 +17,19 @@ from wv_shards import Dataset
 
 
 class CountingReads:
-    """Stands in for `os.pread`: counts, and fails like a disk with a bad sector."""
+    """Stands in for `os.preadv`: counts, and fails like a disk with a bad sector."""
 
     def __init__(self, bad: tuple[int, int] | None = None) -> None:
         self.sizes: list[int] = []
         self._bad = bad
-        self._pread = os.pread
+        self._preadv = os.preadv
 
-    def __call__(self, descriptor: int, size: int, offset: int) -> bytes:
+    def __call__(self, descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        size = len(buffers[0])
         self.sizes.append(size)
         if self._bad is not None and offset < self._bad[1] and self._bad[0] < offset + size:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return self._pread(descriptor, size, offset)
+        return self._preadv(descriptor, buffers, offset)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_neighbours_are_one_read_and_strangers_are_not(shards: Path, monkeypatch
     with Dataset.open(shards) as dataset:
         whole = np.arange(40)
         reads = CountingReads()
-        monkeypatch.setattr(os, "pread", reads)
+        monkeypatch.setattr(os, "preadv", reads)
         read_samples(dataset, np.random.default_rng(1).permutation(whole))
         assert len(reads.sizes) == 1
         read_samples(dataset, np.array([0, 40, 41]))  # of two shards
@@ -76,7 +77,7 @@ def test_a_bad_sector_costs_the_samples_that_lie_on_it(shards: Path, monkeypatch
     with Dataset.open(shards) as dataset:
         ordinals = np.arange(40, 60)
         start, stop = (int(dataset.index[int(ordinals[i])]["offset"]) for i in (5, 7))
-        monkeypatch.setattr(os, "pread", CountingReads(bad=(start + 10, stop + 1)))
+        monkeypatch.setattr(os, "preadv", CountingReads(bad=(start + 10, stop + 1)))
         samples = read_samples(dataset, ordinals)
     assert [i for i, s in enumerate(samples) if s is Failure.IO_ERROR] == [5, 6, 7]
     assert all(isinstance(samples[i], memoryview) for i in (*range(5), *range(8, 20)))
@@ -85,8 +86,8 @@ def test_a_bad_sector_costs_the_samples_that_lie_on_it(shards: Path, monkeypatch
 def test_a_read_that_stops_early_is_continued(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Dataset.open(shards) as dataset:
         expected = [dataset.read(i) for i in range(5)]
-        pread = os.pread
-        monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: pread(descriptor, min(size, 100), offset))
+        preadv = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:100]], offset))
         assert [bytes(s) for s in read_samples(dataset, np.arange(5)) if isinstance(s, memoryview)] == expected
 
 

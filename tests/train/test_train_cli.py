@@ -426,3 +426,8 @@ def test_wv_eval_refuses_in_one_line(
         cli_eval.main()
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("wv-eval: Missing option '--shards'")
+    monkeypatch.setattr(sys, "argv", [*arguments, "--bad-budget", "many"])
+    with pytest.raises(SystemExit) as stop:
+        cli_eval.main()
+    assert stop.value.code == 2
+    assert "expected a count (100), a fraction (0.02) or none, found 'many'" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def write(setup: Setup, folder: Path) -> None:
 def open_loader(setup: Setup, data: Path | None) -> Epoch:
     """Worker processes, as many as cores, a thread in each; batches are made in the workers and come by shared memory.
 
-    Faster here than threads in one process, and than batches that are read ahead whole (`batch` before `to_iter_dataset`).
+    Faster here than threads in one process, and than batches read ahead whole (`batch` before `to_iter_dataset`).
     One iterator over all epochs (`repeat`): a new one would start its processes again.
     """
     assert data is not None
