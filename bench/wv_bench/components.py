@@ -128,7 +128,7 @@ def _wrapped(clock: _Clock, loader: Loader) -> Iterator[None]:
     ours = [module for name, module in sys.modules.items() if name.startswith("wv_loader.")]
     places: list[tuple[str, Any, str]] = [
         ("decode", loader.engine, "decode"),
-        ("read", os, "pread"),
+        ("read", os, "preadv"),
         ("plan", Loader, "_order"),  # order, crops, effects: all that is known of a batch before it is read
         ("accounting", Faults, "account"),
         *(("accounting", LoaderStats, name) for name in vars(LoaderStats) if name.startswith("add_")),
