@@ -4,10 +4,7 @@ It holds (epoch, batches done) and nothing else that a checkpoint needs. What an
 it gets here pipeline.py's.
 """
 
-import itertools
-import os
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,30 +12,24 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.distributed
-import xxhash
 from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
-from wv_loader.batch import Batch, batch_memory
-from wv_loader.buffers import Arenas, Buffers
+from wv_loader.batch import Batch
 from wv_loader.deliver import Delivery, Transform, batch_seed, find_device
 from wv_loader.engine import make_engine
 from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
-from wv_loader.parts import Parts, ReadAheadSize
+from wv_loader.layout import digest_of, layout_of
+from wv_loader.parts import Parts
 from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
-from wv_loader.processes import ProcessStage, Workers
-from wv_loader.runs import Layout
-from wv_loader.stage import Failures, Job, ThreadStage
+from wv_loader.share import Share, find_rank
+from wv_loader.stage import Failures, Job
+from wv_loader.state import make_state, position_of
 from wv_loader.stats import LoaderStats
-from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
-
-STATE_VERSION = 1
-_MOST_READ_AHEAD_BYTES = 2 << 30
-_KEPT_OF_BUDGET = 8
-"""A part of the memory for files that are read ahead is kept between loops."""
+from wv_loader.supply import Supply
+from wv_shards import Dataset
 
 
 class Loader:
@@ -126,9 +117,9 @@ class Loader:
         self.transform = transform
         self.device = find_device(device)
         self.dataset = Dataset.open(directory)
-        self.rank, self.world_size = _place(rank, world_size)
+        self.rank, self.world_size = find_rank(rank, world_size)
         taus = (float(balance),) if isinstance(balance, (int, float)) else tuple(float(tau) for tau in balance)
-        layout = _layout(self.dataset, exclude)
+        layout = layout_of(self.dataset, exclude)
         try:
             self.options = PlanOptions(
                 batch_size=batch_size,
@@ -142,47 +133,28 @@ class Loader:
             self.plan = Plan(layout, self.options)
         except ValueError as error:
             raise LoaderError(f"{directory}: {error}") from error
-        parts = self.options.resolved_streams if train else batch_size
-        if parts % self.world_size:
-            name = "streams" if train else "slots of a batch"
-            *fewer, most = [str(w) for w in range(1, parts + 1) if parts % w == 0]
-            ranks = f"{', '.join(fewer)} or {most}" if fewer else most
-            raise LoaderError(
-                f"{self.world_size} ranks can't share {parts} {name} evenly: choose {ranks} ranks, or for a new run "
-                f"another batch size (now {batch_size}) or number of streams"
-            )
-        self._share = range(self.rank * parts // self.world_size, (self.rank + 1) * parts // self.world_size)
-        self._slots = range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
-        # What is read row by row: streams in training, a stretch of slots in evaluation.
-        self._rows = _split(self._slots, len(self._share) if train else max(1, processes))
-        if not 0 <= processes <= min(len(self._rows), len(self._slots)):
-            raise LoaderError(
-                f"processes must be between 0 and {min(len(self._rows), len(self._slots))}, this rank's share of "
-                f"{'the streams' if train else 'a batch'}, got {processes}"
-            )
-        self._row_slots = [len(row) for row in self._rows]
-        self._sequential = None if train else SequentialPlan(layout, batch_size)
-        self._exclusions = _digest(layout.excluded)
-        self._threads = threads or _default_threads()
-        self._prefetch = max(1, prefetch)
-        budget_bytes = _default_read_ahead() if read_ahead_bytes is None else read_ahead_bytes
-        self._arena_bytes = budget_bytes // _KEPT_OF_BUDGET
-        self._arenas = Arenas(self._arena_bytes)
-        self._read_ahead = ReadAheadSize.within(
-            budget_bytes,
-            sample_bytes=float(layout.sizes.mean()),
-            rows=len(self._rows),
-            row_slots=len(self._slots) // len(self._rows),
-            window=window,
-            lead=read_ahead_batches,
-            streams=parts if train else len(self._rows),
+        streams = self.options.resolved_streams if train else None
+        self._share = share = Share.of(
+            self.rank, self.world_size, batch_size=batch_size, streams=streams, processes=processes
         )
-        self._shape = shape = (len(self._slots), size_px, size_px, 3)
-        self._buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8), spare=self._prefetch)
-        self._processes = processes
-        self._workers: Workers | None = None
-        self._end_workers: Callable[[], object] = lambda: None
+        self._sequential = None if train else SequentialPlan(layout, batch_size)
+        self._exclusions = digest_of(layout.excluded)
         self.stats = LoaderStats()
+        self._prefetch = max(1, prefetch)
+        self._supply = Supply(
+            self.dataset,
+            self.engine,
+            self.stats,
+            share,
+            size_px=size_px,
+            threads=threads,
+            processes=processes,
+            prefetch=self._prefetch,
+            read_ahead_batches=read_ahead_batches,
+            read_ahead_bytes=read_ahead_bytes,
+            window=window,
+            streams=streams or len(share.rows),
+        )
         self._faults = Faults(
             self.dataset, self.stats, budget=bad_budget, quarantine=None if quarantine is None else Path(quarantine)
         )
@@ -257,7 +229,7 @@ class Loader:
 
         Within a loop over the loader, the batch in hand counts as done.
         """
-        return {"version": STATE_VERSION, "plan": self._identity(), "epoch": self._epoch, "batches": self._position}
+        return make_state(self._identity(), self._epoch, self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; the same batches follow, on any number of ranks that divides the streams.
@@ -265,32 +237,11 @@ class Loader:
         Raises:
             StateMismatchError: the state belongs to another plan; the message names what differs.
         """
-        if not isinstance(state, dict) or not isinstance(state.get("plan"), dict):
-            raise StateMismatchError("not a state of this loader: expected what state_dict() gives")
-        if state.get("version") != STATE_VERSION:
-            raise StateMismatchError(
-                f"loader state of version {state.get('version')}, this wv-toolkit reads {STATE_VERSION}"
-            )
-        mine, saved = self._identity(), state["plan"]
-        differing = [
-            f"{name} was {saved.get(name)!r}, is {mine.get(name)!r}"
-            for name in mine | saved
-            if mine.get(name) != saved.get(name)
-        ]
-        if differing:
-            raise StateMismatchError(
-                f"loader state belongs to another plan: {'; '.join(differing)}; "
-                "use the same data set and options, or start a new run"
-            )
-        for name in ("epoch", "batches"):
-            if type(state.get(name)) is not int or state[name] < 0:
-                raise StateMismatchError(f"not a state of this loader: {name} {state.get(name)!r}, expected 0 or more")
-        batches = self._plan_of(state["epoch"]).batches
-        if state["batches"] > batches:
-            raise StateMismatchError(
-                f"not a state of this loader: batch {state['batches']} of epoch {state['epoch']}, which has {batches}"
-            )
-        self._epoch, self._position = state["epoch"], state["batches"]
+        epoch, done = position_of(state, self._identity())
+        batches = self._plan_of(epoch).batches
+        if done > batches:
+            raise StateMismatchError(f"not a state of this loader: batch {done} of epoch {epoch}, which has {batches}")
+        self._epoch, self._position = epoch, done
         self._keep_position, self._through = True, False
 
     def _identity(self) -> dict[str, Any]:
@@ -333,10 +284,10 @@ class Loader:
         plan = self._current_plan()
         self.stats.add_plan(self.stats.clock() - asked)
         self._keep_position = False
-        self._faults.begin(plan.batches * len(self._slots), afresh=self._position == 0)
+        self._faults.begin(plan.batches * len(self._share.slots), afresh=self._position == 0)
         epoch, numbers = self._epoch, range(self._position, plan.batches)
         parts = self._parts(plan, numbers.start)
-        stage, memory = self._begin()
+        stage, memory = self._supply.begin()
         pipeline = Pipeline(
             lambda number: self._order(plan, parts, epoch, number),
             numbers,
@@ -344,7 +295,7 @@ class Loader:
             memory=memory,
             stats=self.stats,
             prefetch=self._prefetch,
-            lead=self._read_ahead.lead,
+            lead=self._supply.read_ahead.lead,
         )
 
         def take() -> tuple[Batch, Failures]:
@@ -377,8 +328,7 @@ class Loader:
 
     def close(self) -> None:
         """Close the shards' files and end the worker processes. Both are opened anew when they are needed."""
-        self._end_workers()
-        self._workers = None
+        self._supply.close()
         self.dataset.close()
 
     def __enter__(self) -> Self:
@@ -389,55 +339,33 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _begin(self) -> tuple[ThreadStage | ProcessStage, Callable[[], torch.Tensor]]:
-        """What reads and decodes in a loop, and the memory of its batches."""
-        if not self._processes:
-            stage = ThreadStage(
-                self.dataset, self.engine, self.stats, self._arenas, row_slots=self._row_slots, threads=self._threads
-            )
-            return stage, batch_memory(self._shape, self._buffers.take)
-        if self._workers is None or self._workers.error is not None:
-            self._end_workers()
-            self._workers = Workers(
-                self.dataset.directory,
-                self.engine,
-                self.stats,
-                processes=self._processes,
-                threads=self._threads,
-                row_slots=self._row_slots,
-                size_px=self.size_px,
-                spare=self._prefetch,
-                arena_bytes=self._arena_bytes,
-            )
-            self._end_workers = weakref.finalize(self, self._workers.close)
-        return self._workers.begin(), batch_memory(self._shape, self._workers.memory)
-
     def _parts(self, plan: EpochPlan | SequentialPlan, first_batch: int) -> Parts:
         if isinstance(plan, EpochPlan):
-            streams, epoch_plan = self._share, plan
+            streams, epoch_plan = self._share.parts, plan
 
             def window_of(row: int, position: int) -> tuple[NDArray[np.int64], int]:
                 ordinals, first, _ = epoch_plan.window_of(streams[row], position)
                 return ordinals, first
         else:
-            rows, sequential, count = self._rows, plan, self.options.window
+            rows, sequential, count = self._share.rows, plan, self.options.window
 
             def window_of(row: int, position: int) -> tuple[NDArray[np.int64], int]:
                 first = position // count * count
                 return sequential.following(rows[row], first, count), first
 
-        return Parts(window_of, self._row_slots, first_batch=first_batch, part=self._read_ahead.part)
+        part = self._supply.read_ahead.part
+        return Parts(window_of, self._share.row_slots, first_batch=first_batch, part=part)
 
     def _order(self, plan: EpochPlan | SequentialPlan, parts: Parts, epoch: int, number: int) -> Order:
         """Everything about a batch that can be known without reading it."""
-        ordinals = plan.batch(number, self._share)
+        ordinals = plan.batch(number, self._share.parts)
         records = self.dataset.index[np.maximum(ordinals, 0)]
         present = ordinals >= 0
         # At least 1: a sample that is known not to decode has no size.
         widths = np.where(present, np.maximum(records["width"], 1), 1).astype(np.int64)
         heights = np.where(present, np.maximum(records["height"], 1), 1).astype(np.int64)
         if self.train:
-            slots = number * self.options.batch_size + np.array(self._slots)
+            slots = number * self.options.batch_size + np.array(self._share.slots)
             crops = train_crops(self.augment, widths, heights, seed=self.options.seed, epoch=epoch, slots=slots)
             effects = train_effects(self.augment, self.size_px, seed=self.options.seed, epoch=epoch, slots=slots)
         else:
@@ -448,59 +376,3 @@ class Loader:
             job=Job(number=number, ordinals=ordinals, widths=widths, heights=heights, crops=crops, effects=effects),
             labels=np.where(present, records["label"], 0).astype(np.int64),
         )
-
-
-def _layout(dataset: Dataset, exclude: Sequence[Path | str]) -> Layout:
-    paths = [Path(path) for path in exclude]
-    if lost := lost_exclude(dataset.directory, dataset.manifest):
-        raise LoaderError(lost)
-    if (dataset.directory / f"{EXCLUDE}.json").exists():
-        paths.append(dataset.directory / EXCLUDE)
-    excluded: NDArray[np.bool_] | None = None
-    for path in paths:
-        array = Overlay.load_onto(path, dataset.manifest, kind=EXCLUDE).array
-        if array.shape != (dataset.manifest.samples,):
-            raise LoaderError(f"{path}: shape {array.shape}, expected ({dataset.manifest.samples},): a row per sample")
-        excluded = array.astype(bool) if excluded is None else excluded | array.astype(bool)
-    bands = [-1 if shard.band is None else shard.band for shard in dataset.manifest.shards]
-    return Layout(
-        labels=np.ascontiguousarray(dataset.index["label"], dtype=np.int32),
-        sizes=np.ascontiguousarray(dataset.index["size"], dtype=np.uint32),
-        shard_starts=dataset.shard_starts,
-        shard_bands=np.array(bands, dtype=np.int64),
-        num_classes=len(dataset.manifest.classes),
-        excluded=excluded if excluded is not None and excluded.any() else None,
-    )
-
-
-def _digest(excluded: NDArray[np.bool_] | None) -> str:
-    return "" if excluded is None else xxhash.xxh3_128_hexdigest(np.packbits(excluded).tobytes())
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    if (rank is None) != (world_size is None):
-        raise LoaderError("give both rank and world_size, or neither")
-    if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        else:
-            rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if not 0 <= rank < world_size:
-        raise LoaderError(f"rank must be 0 … world_size − 1, got rank {rank} of {world_size}")
-    return rank, world_size
-
-
-def _default_threads() -> int:
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _default_read_ahead() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(memory // 8, _MOST_READ_AHEAD_BYTES) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _split(slots: range, pieces: int) -> list[range]:
-    """Cut a range into pieces, alike in length but for one."""
-    borders = [len(slots) * piece // pieces for piece in range(pieces + 1)]
-    return [slots[a:b] for a, b in itertools.pairwise(borders)]

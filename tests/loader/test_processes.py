@@ -58,7 +58,7 @@ def test_processes_give_the_batches_of_threads_and_leave_nothing_behind(
         assert all(same(a, b) for a, b in zip(got, expected, strict=True))
         assert loader.stats.bytes > 0
         assert loader.stats.decode_seconds_total > 0
-        workers = loader._workers
+        workers = loader._supply.workers
         assert workers is not None
         pids = workers.pids
         assert all("libtorch" not in Path(f"/proc/{pid}/maps").read_text() for pid in pids)  # 200 MB each
@@ -68,7 +68,7 @@ def test_processes_give_the_batches_of_threads_and_leave_nothing_behind(
                 break
         again = [batch.index for batch in loader if same(batch, expected[batch.index])]
         assert again == list(range(2, len(expected)))
-        assert loader._workers is workers  # they stay
+        assert loader._supply.workers is workers  # they stay
         addresses = {batch.images.data_ptr() for batch in got}
         assert len(addresses) == len(got)  # kept batches have memory of their own
     for pid in pids:
@@ -89,8 +89,8 @@ def test_a_worker_that_is_killed_is_an_error_with_its_reason_and_the_next_loop_s
     with make(processes=2, prefetch=1) as loader:
         batches = iter(loader)
         next(batches)
-        assert loader._workers is not None
-        os.kill(loader._workers.pids[1], signal.SIGKILL)
+        assert loader._supply.workers is not None
+        os.kill(loader._supply.workers.pids[1], signal.SIGKILL)
         with pytest.raises(LoaderError, match=r"worker process \d+ of the loader was killed by SIGKILL") as raised:
             list(batches)
         assert "\n" not in str(raised.value)
@@ -149,7 +149,7 @@ try:
     while True:
         for batch in loader:
             if loader.stats.batches == 3:
-                print(*(loader._workers.pids if loader._workers else ()), flush=True)
+                print(*(loader._supply.workers.pids if loader._supply.workers else ()), flush=True)
 except KeyboardInterrupt as error:
     del error
 print(sorted(t.name for t in threading.enumerate() if t.name not in ("MainThread", "wv-receive")), flush=True)
