@@ -1,4 +1,4 @@
-"""What loops over the loader work with, kept between them: threads or worker processes, memory of batches and of files."""
+"""What loops over the loader work with and keep between them: threads or processes, memory of batches and of files."""
 
 import os
 import weakref
