@@ -51,13 +51,14 @@ def shards(draw_dataset: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def evaluate(shards: Path) -> Callable[..., tuple[Loader, SlowStorage]]:
+def evaluate(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Loader, SlowStorage]]:
+    monkeypatch.setattr("wv_loader.loader.Dataset", SlowStorage)
+
     def make(**options: object) -> tuple[Loader, SlowStorage]:
         settings = {"batch_size": BATCH, "window": BATCH, "size_px": 16, "threads": 1, **options}
         loader = Loader(shards, train=False, **settings)  # type: ignore[arg-type]
-        storage = SlowStorage.open(shards)
-        loader.dataset = storage
-        return loader, storage
+        assert isinstance(loader.dataset, SlowStorage)
+        return loader, loader.dataset
 
     return make
 
