@@ -99,11 +99,12 @@ def test_a_worker_that_is_killed_is_an_error_with_its_reason_and_the_next_loop_s
         assert next(batch.index for batch in loader) == done
 
 
-def test_an_exception_in_a_worker_reaches_the_consumer_with_its_traceback(make: Callable[..., Loader]) -> None:
-    with make(processes=1) as loader:
-        loader.engine = BrokenEngine()  # type: ignore[assignment]
-        with pytest.raises(RuntimeError, match="decoder on fire") as raised:
-            list(loader)
+def test_an_exception_in_a_worker_reaches_the_consumer_with_its_traceback(
+    make: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wv_loader.loader.make_engine", lambda _: BrokenEngine())
+    with make(processes=1) as loader, pytest.raises(RuntimeError, match="decoder on fire") as raised:
+        list(loader)
     notes = "\n".join(raised.value.__notes__)
     assert "in batch 0 of the loader" in notes
     assert 'raise RuntimeError("decoder on fire")' in notes
