@@ -159,7 +159,7 @@ def _contestants(shards: Path, inputs: Inputs, setup: dict[str, Any], python: Pa
             kind=kind,
             dtype="" if kind == "reading" else "uint8",
             command=(sys.executable, "-m", "wv_bench.loader_ours"),
-            setup={**setup, **images, "work": "", "dtype": "uint8", "shards": str(shards), **task},
+            setup={**setup, **images, "work": str(inputs.root), "dtype": "uint8", "shards": str(shards), **task},
             environment=dict(os.environ),
             engine=engine,
         )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wv_bench.peers.protocol import Epoch, Setup, serve
 from wv_loader import Augment, Loader
 from wv_loader.augment import Crops, train_crops
-from wv_shards import Dataset
+from wv_shards import EXCLUDE, EXCLUDE_ASKED, Dataset, Overlay
 
 _CHUNK = 16
 
@@ -36,11 +36,19 @@ def main(text: str) -> None:
 
 
 def _open(setup: Setup, more: dict[str, Any]) -> Loader:
+    """Of the samples that everybody shows and no more: a loop that is broken off throws away what is under way."""
+    shown = setup.batches * setup.batch_size
+    with Dataset.open(more["shards"]) as dataset:
+        beyond = np.where(np.arange(dataset.manifest.samples) < shown, 0, EXCLUDE_ASKED).astype(np.uint8)
+        overlay = Overlay(kind=EXCLUDE, array=beyond, manifest_digest=dataset.manifest.digest)
+    path = Path(setup.work) / f"beyond-{more['what']}-{more['engine']}"
+    overlay.save(path)
     return Loader(
         more["shards"],
         batch_size=setup.batch_size,
         size_px=setup.size_px,
         engine=more["engine"],
+        exclude=[path],
         threads=setup.workers,
         bad_budget=None,
     )
@@ -60,7 +68,7 @@ def _loader(setup: Setup, more: dict[str, Any]) -> Epoch:
 def _decode(setup: Setup, more: dict[str, Any]) -> Epoch:
     with _open(setup, more) as loader:
         engine, dataset = loader.engine, loader.dataset
-        ordinals = np.arange(setup.batches * setup.batch_size) % loader.num_samples
+        ordinals = np.arange(setup.batches * setup.batch_size)
         # Each file once, in chunks as the pipeline has them.
         stored = {ordinal: dataset.read(ordinal) for ordinal in np.unique(ordinals).tolist()}
         records = dataset.index[ordinals]
@@ -87,7 +95,7 @@ def _decode(setup: Setup, more: dict[str, Any]) -> Epoch:
 
 def _read(setup: Setup, shards: Path) -> Epoch:
     dataset = Dataset.open(shards)
-    ordinals: NDArray[np.int64] = np.arange(setup.batches * setup.batch_size) % dataset.manifest.samples
+    ordinals: NDArray[np.int64] = np.arange(setup.batches * setup.batch_size)
 
     def work(part: NDArray[np.int64]) -> None:
         records, of_shard = dataset.index[part], dataset.shard_of(part)

@@ -33,6 +33,9 @@ from wv_loader.processes import ProcessStage
 from wv_loader.stage import Failures, Job, ThreadStage
 from wv_loader.stats import LoaderStats
 
+_HEAD_START_S = 0.02
+"""How long planning and reading ahead stand back, at the start, for the reads of the first batch."""
+
 Result = tuple[Batch, Failures]
 
 
@@ -82,6 +85,7 @@ class Pipeline:
         self._fed: queue.SimpleQueue[Order | BaseException] = queue.SimpleQueue()
         self._under_way: deque[Future[Result]] = deque()
         self._announced = threading.Condition()
+        self._begun = threading.Event()  # the first batch is read
         self._threads = [
             threading.Thread(target=self._feed, name="wv-feed", daemon=True),
             threading.Thread(target=self._dispatch, name="wv-dispatch", daemon=True),
@@ -96,6 +100,7 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping = True
+        self._begun.set()
         self._read_room.release()
         self._decode_room.release()
         self._fed.put(_Stopped())
@@ -143,6 +148,8 @@ class Pipeline:
                 self._fed.put(error)
                 return
             self._fed.put(order)
+            if number == self._numbers.start:
+                self._begun.wait(_HEAD_START_S)
 
     def _dispatch(self) -> None:
         for number in self._numbers:
@@ -155,6 +162,7 @@ class Pipeline:
                 if isinstance(order, BaseException):
                     raise order
                 self._start(order, result)
+                self._begun.set()
             except BaseException as error:
                 error.add_note(f"in batch {number} of the loader")
                 result.set_exception(error)
