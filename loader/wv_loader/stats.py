@@ -229,10 +229,12 @@ class LoaderStats:
 
     @property
     def bottleneck(self) -> str:
-        """The slow stage: `consumer` where it hardly waits, else the fullest of STAGES.
+        """The slow stage: `consumer` where it hardly waits, or not for want of batches; else the fullest of STAGES.
 
         The wait for the first batch of a loop tells nothing about who keeps up with whom.
         """
+        if self._lay_ready:
+            return "consumer"
         later = self.wait_seconds_total - self.first_wait_seconds_total
         if later < _CONSUMER_WAIT_FRACTION * (later + self.busy_seconds_total) or not later:
             return "consumer"
@@ -240,8 +242,15 @@ class LoaderStats:
         return max(STAGES, key=lambda stage: occupancy[stage])
 
     @property
+    def _lay_ready(self) -> bool:
+        """Whether on average a batch was there when one was asked for: then waiting is for a core or Python's lock."""
+        return 0 < self.batches <= self.ready_batches_total
+
+    @property
     def advice(self) -> str:
         """What would help, for a person."""
+        if self._lay_ready and self.wait_fraction >= _CONSUMER_WAIT_FRACTION:
+            return "batches lay ready: a core that is free for the loop, or fewer threads beside it, would help"
         if self.bottleneck == "consumer" and self.wait_fraction >= _CONSUMER_WAIT_FRACTION:
             return "the loader keeps up, but for the first batch; longer epochs would help"
         if self.bottleneck != "consumer" and max(self.occupancy.values()) < _IDLE_OCCUPANCY:

@@ -149,6 +149,14 @@ def test_where_everybody_waits_more_batches_under_way_are_advised() -> None:
     assert "a faster disk" in stats.advice
 
 
+def test_a_consumer_that_waits_though_batches_lie_ready_is_not_the_loaders_fault() -> None:
+    stats = LoaderStats(wait_seconds_total=1.0, busy_seconds_total=9.0, batches=10, ready_batches_total=10)
+    assert stats.bottleneck == "consumer"
+    assert "batches lay ready" in stats.advice
+    stats.ready_batches_total = 9
+    assert stats.bottleneck != "consumer"
+
+
 def test_an_epochs_figures_are_what_was_added_since_its_start(small_dataset: Path) -> None:
     with Loader(small_dataset, batch_size=24, size_px=8, threads=1) as loader:
         parts = []

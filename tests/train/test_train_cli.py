@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from wv_loader import LoaderStats, MetricsServer
 from wv_shards import BUILD_DIR, MANIFEST_FILE, Dataset, EarlierInfo, Manifest, Overlay
@@ -209,6 +210,17 @@ def test_metrics_are_served_while_it_trains(
     assert not (tmp_path / "refused").exists()
     monkeypatch.setenv("LOCAL_RANK", "70000")
     _refused(wv_train(*start, tmp_path / "refused", "--metrics-port", 1), 1, "ports go from 0 to 65535")
+
+
+def test_worker_processes_and_little_memory_train_the_same_model(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    options = ("--shards", small_dataset, "--recipe", recipe, "--device", "cpu", "--threads", 1)
+    assert wv_train(*options, "--out", tmp_path / "plain")[0] == 0
+    code, _, err = wv_train(*options, "--out", tmp_path / "few", "--loader-processes", 2, "--read-ahead-mb", 0)
+    assert code == 0, err
+    plain, few = (Checkpoint.load(tmp_path / run / "checkpoints" / "last.pt").model for run in ("plain", "few"))
+    assert all(torch.equal(plain[name], few[name]) for name in plain)
 
 
 def test_a_gate_that_keeps_almost_nothing_is_warned_about(

@@ -41,7 +41,11 @@ Examples:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key; phases go by name.")
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch on a CPU.")
-@click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
+@click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that decode.")
+@click.option(
+    "--loader-processes", type=click.IntRange(min=0), default=0, help="Processes that share their work; wv-bench gil."
+)
+@click.option("--read-ahead-mb", type=click.IntRange(min=0), help="Memory for files that are read ahead, per rank.")
 @bad_budget_option
 @click.option(
     "--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics; local rank k takes PORT + k."
@@ -70,6 +74,8 @@ def command(
     seed: int | None,
     threads: int | None,
     loader_threads: int | None,
+    loader_processes: int,
+    read_ahead_mb: int | None,
     bad_budget: int | float | None,
     metrics_port: int | None,
     metrics_host: str,
@@ -107,6 +113,8 @@ def command(
             exclude=exclude,
             engine=engine or "auto",
             loader_threads=loader_threads,
+            loader_processes=loader_processes,
+            read_ahead_bytes=None if read_ahead_mb is None else read_ahead_mb * 1_000_000,
             bad_budget=bad_budget,
             quarantine=RunDirectory(out).quarantine if out is not None else None,
         ),

@@ -22,6 +22,8 @@ class DataConfig:
     exclude: tuple[Path, ...] = ()
     engine: str = "auto"
     loader_threads: int | None = None
+    loader_processes: int = 0
+    read_ahead_bytes: int | None = None
     bad_budget: int | float | None = 0.01
     """Failed shows of an epoch that end a run, as `Loader` takes it; for validation too."""
     quarantine: Path | None = None
@@ -48,6 +50,8 @@ def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world:
         rank=world.rank,
         world_size=world.size,
         threads=data.loader_threads,
+        processes=data.loader_processes,
+        read_ahead_bytes=data.read_ahead_bytes,
         bad_budget=data.bad_budget,
         quarantine=data.quarantine,
     )
