@@ -4,7 +4,7 @@
  * is allowed), and each row is reduced to the output's width while it is still in the processor's cache. The filter is
  * Pillow's antialiased bilinear one: the same weights, rounded to 14 bits, columns first, a byte in between.
  *
- *   coded data ──► rows of the crop, RGBX ──shrink_row──► ring of rows, S·3 bytes ──blend_rows──► slot, row by row
+ *   coded data ──► rows of the crop, RGBX ──shrink_rows─► ring of rows, S·3 bytes ──blend_rows──► slot, row by row
  *
  * It decodes what it is sure of: upright JPEG files in gray, YCbCr or RGB of the stated size. Of everything else, and of
  * files that end early, it says so, and the caller asks Pillow. It knows neither tars nor batches.
@@ -149,26 +149,34 @@ static void blend_rows_c(const uint8_t *const *rows, const int16_t *weights, int
 }
 
 #ifdef HAVE_AVX2_PATH
-__attribute__((target("avx2"))) static void shrink_row_avx2(const Filter *filter, const uint8_t *row, int column,
-                                                            uint8_t *out)
+/* Two rows at a time, one in each half of a vector. */
+__attribute__((target("avx2"))) static void shrink_rows_avx2(const Filter *filter, uint8_t *const rows[2], int column,
+                                                             uint8_t *const outs[2])
 {
     /* two pixels RGBX RGBX → pairs R0R1 G0G1 B0B1 of 16 bits, as madd wants them */
-    const __m128i pairs = _mm_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1);
-    const __m128i half = _mm_set1_epi32(1 << (WEIGHT_BITS - 1));
-    for (int place = 0; place < filter->places; place++, out += 3) {
+    const __m256i pairs = _mm256_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1, /* */
+                                           0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1);
+    const __m256i half = _mm256_set1_epi32(1 << (WEIGHT_BITS - 1));
+    uint8_t *out = outs[0], *other_out = outs[1];
+    for (int place = 0; place < filter->places; place++, out += 3, other_out += 3) {
         const int16_t *weights = filter->weights + (size_t)place * (size_t)filter->taps_max;
-        const uint8_t *pixel = row + 4 * (size_t)(filter->first[place] - column);
-        __m128i sum = half;
-        for (int tap = 0; tap < filter->taps[place]; tap += 2, pixel += 8) {
+        size_t offset = 4 * (size_t)(filter->first[place] - column);
+        const uint8_t *pixel = rows[0] + offset, *other = rows[1] + offset;
+        __m256i sum = half;
+        for (int tap = 0; tap < filter->taps[place]; tap += 2, pixel += 8, other += 8) {
             int32_t both;
             memcpy(&both, weights + tap, sizeof both);
-            __m128i two = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)pixel), pairs);
-            sum = _mm_add_epi32(sum, _mm_madd_epi16(two, _mm_set1_epi32(both)));
+            __m256i two = _mm256_castsi128_si256(_mm_loadl_epi64((const __m128i *)pixel));
+            two = _mm256_inserti128_si256(two, _mm_loadl_epi64((const __m128i *)other), 1);
+            two = _mm256_madd_epi16(_mm256_shuffle_epi8(two, pairs), _mm256_set1_epi32(both));
+            sum = _mm256_add_epi32(sum, two);
         }
-        sum = _mm_srai_epi32(sum, WEIGHT_BITS);
-        sum = _mm_packs_epi32(sum, sum);
-        int32_t rgbx = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
+        sum = _mm256_srai_epi32(sum, WEIGHT_BITS);
+        sum = _mm256_packs_epi32(sum, sum);
+        sum = _mm256_packus_epi16(sum, sum);
+        int32_t rgbx = _mm256_cvtsi256_si32(sum), other_rgbx = _mm256_extract_epi32(sum, 4);
         memcpy(out, &rgbx, 4); /* the fourth byte is the next place's first, written after this */
+        memcpy(other_out, &other_rgbx, 4);
     }
 }
 
@@ -208,15 +216,16 @@ static int has_avx2(void)
 #endif
 }
 
-static void shrink_row(const Filter *filter, const uint8_t *row, int column, uint8_t *out)
+static void shrink_rows(const Filter *filter, uint8_t *const rows[2], int column, uint8_t *const outs[2])
 {
 #ifdef HAVE_AVX2_PATH
     if (use_avx2) {
-        shrink_row_avx2(filter, row, column, out);
+        shrink_rows_avx2(filter, rows, column, outs);
         return;
     }
 #endif
-    shrink_row_c(filter, row, column, out);
+    shrink_row_c(filter, rows[0], column, outs[0]);
+    shrink_row_c(filter, rows[1], column, outs[1]);
 }
 
 static void blend_rows(const uint8_t *const *rows, const int16_t *weights, int n, uint8_t *out, int bytes)
@@ -244,8 +253,8 @@ typedef struct {
     Errors errors;
     int size_px;
     Filter columns, rows;
-    uint8_t *line; /* one decoded row, RGBX */
-    size_t line_room;
+    uint8_t *lines; /* two decoded rows, RGBX */
+    size_t lines_room;
     uint8_t *ring; /* rows of size_px · 3 bytes, stride apart */
     size_t ring_room;
     const uint8_t **taps; /* pointers into the ring */
@@ -284,7 +293,7 @@ static void worker_free(Worker *worker)
 {
     filter_free(&worker->columns);
     filter_free(&worker->rows);
-    free(worker->line);
+    free(worker->lines);
     free(worker->ring);
     free(worker->taps);
 }
@@ -349,13 +358,15 @@ static int clamp(int value, int low, int high)
 }
 
 /* The rows of the crop, each shrunk to the output's width, blended into `out` as soon as all that it needs is there. */
-static int resize_rows(Worker *worker, int column, uint8_t *out)
+static int resize_rows(Worker *worker, int column, int columns, uint8_t *out)
 {
     struct jpeg_decompress_struct *jpeg = &worker->jpeg;
     const Filter *rows = &worker->rows;
     int bytes = worker->size_px * 3;
     size_t stride = (size_t)bytes + SLACK;
-    int kept = rows->taps_max + 1; /* rows in the ring: more than any place needs */
+    int kept = rows->taps_max + 2; /* rows in the ring: more than any place needs */
+    size_t line = (size_t)columns * 4 + SLACK;
+    uint8_t *lines[2] = {worker->lines, worker->lines + line};
     if (!grow((void **)&worker->ring, &worker->ring_room, stride * (size_t)kept))
         return 0;
     if (!grow((void **)&worker->taps, &worker->taps_room, (size_t)rows->taps_max * sizeof *worker->taps))
@@ -363,10 +374,18 @@ static int resize_rows(Worker *worker, int column, uint8_t *out)
     int next = rows->low; /* the row that is decoded next */
     for (int place = 0; place < rows->places; place++) {
         int first = rows->first[place], n = rows->taps[place];
-        for (; next < first + n && next < rows->high; next++) {
-            if (jpeg_read_scanlines(jpeg, &worker->line, 1) != 1)
-                return 0;
-            shrink_row(&worker->columns, worker->line, column, worker->ring + stride * (size_t)(next % kept));
+        while (next < first + n && next < rows->high) {
+            uint8_t *shrunk[2] = {worker->ring + stride * (size_t)(next % kept),
+                                  worker->ring + stride * (size_t)((next + 1) % kept)};
+            int wanted = rows->high - next < 2 ? 1 : 2;
+            for (int got = 0; got < wanted;) {
+                int some = (int)jpeg_read_scanlines(jpeg, lines + got, (JDIMENSION)(wanted - got));
+                if (some < 1)
+                    return 0;
+                got += some;
+            }
+            shrink_rows(&worker->columns, lines, column, shrunk); /* where only one is wanted, the other is any */
+            next += wanted;
         }
         for (int tap = 0; tap < n; tap++) {
             int row = first + tap < rows->high ? first + tap : rows->high - 1; /* the even one's weight is 0 */
@@ -418,11 +437,11 @@ static int decode_one(Worker *worker, const uint8_t *data, size_t length, const 
     JDIMENSION columns = (JDIMENSION)clamp(worker->columns.high + block, 1, width) - column;
     if (columns < (JDIMENSION)width)
         jpeg_crop_scanline(jpeg, &column, &columns);
-    if (!grow((void **)&worker->line, &worker->line_room, (size_t)columns * 4 + SLACK))
+    if (!grow((void **)&worker->lines, &worker->lines_room, 2 * ((size_t)columns * 4 + SLACK)))
         goto done;
     if (worker->rows.low > 0)
         jpeg_skip_scanlines(jpeg, (JDIMENSION)worker->rows.low);
-    if (resize_rows(worker, (int)column, out))
+    if (resize_rows(worker, (int)column, (int)columns, out))
         outcome = DECODED;
 done:
     jpeg_destroy_decompress(jpeg);
