@@ -1,4 +1,4 @@
-"""What can go wrong in the loader that a user can mend, as one small exception tree."""
+"""What can go wrong in the loader that a user can mend, as one small exception tree, and what is only warned of."""
 
 
 class LoaderError(Exception):
@@ -15,3 +15,7 @@ class BadSampleBudgetError(LoaderError):
 
 class StorageError(LoaderError):
     """Nothing can be read any more: the disk or the mount is gone, which no budget for bad images is for."""
+
+
+class QuarantineWarning(UserWarning):
+    """The quarantine log can't be written any more; the run goes on."""

@@ -102,7 +102,8 @@ class Loader:
                 were known to be bad when the data set was indexed do not count. Unless it is None, iteration also stops
                 as soon as nothing can be read any more.
             quarantine: file that gets a JSON line for every sample that failed, once per reason; it goes on where it is
-                there, and all ranks may share it.
+                there, and all ranks may share it. Where it can't be written later on, as on a full disk, there is a
+                QuarantineWarning and the run goes on.
 
         Raises:
             ShardsError: no finished data set of this format.

@@ -23,6 +23,7 @@ from wv_loader import (
     Loader,
     LoaderError,
     LoaderStats,
+    QuarantineWarning,
     StorageError,
 )
 from wv_loader import read as read_module
@@ -370,6 +371,10 @@ def test_a_quarantine_that_cannot_be_written_is_refused_before_anything_is_read(
         loading(small_dataset, quarantine=tmp_path / "nowhere" / "log")
     with pytest.raises(LoaderError, match="/dev/full: expected a file"):
         loading(small_dataset, quarantine="/dev/full")
+    with pytest.raises(LoaderError, match="/proc/log: the quarantine log can't be written: No such file"):
+        loading(small_dataset, quarantine="/proc/log")
+    Quarantine(tmp_path / "folder" / "new")
+    assert not list((tmp_path / "folder").iterdir())
     (tmp_path / "folder" / "log").touch()
     (tmp_path / "folder" / "log").chmod(0o444)
     uid = os.geteuid()
@@ -382,18 +387,39 @@ def test_a_quarantine_that_cannot_be_written_is_refused_before_anything_is_read(
         os.seteuid(uid)
 
 
-def test_a_quarantine_that_fills_its_disk_is_one_line(shards: Path, tmp_path: Path) -> None:
+def test_a_full_disk_of_the_quarantine_stops_nothing_and_what_is_not_named_is_named_later(
+    shards: Path, tmp_path: Path
+) -> None:
     """A limit on the size of files stands for the full disk."""
     with Dataset.open(shards) as dataset:
-        flip_bits(shards, dataset)
+        lost = flip_bits(shards, dataset) | truncate(shards, dataset)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with loading(shards, quarantine=tmp_path / "log") as loader:
+    log = tmp_path / "log"
+    with loading(shards, quarantine=log) as loader:
         try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-            with pytest.raises(LoaderError, match="log: the quarantine log can't be written: File too large"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+            with pytest.warns(QuarantineWarning, match="log: the quarantine log can't be written: File too") as warned:
                 list(loader)
+            list(loader)  # warnings are errors: there is no second one
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             signal.signal(signal.SIGXFSZ, previous)
+        assert len(warned) == 1
+        assert loader.stats.failures.total() == 2 * len(lost)
+        cut_off = len(log.read_bytes().splitlines())
+        list(loader)
+    rows = [json.loads(line) for line in log.read_text().splitlines()[cut_off:]]
+    assert sorted(row["ordinal"] for row in rows) == sorted(lost)
     assert no_threads()
+
+
+def test_a_folder_of_the_quarantine_that_goes_away_stops_nothing(shards: Path, tmp_path: Path) -> None:
+    with Dataset.open(shards) as dataset:
+        lost = flip_bits(shards, dataset)
+    (tmp_path / "folder").mkdir()
+    with loading(shards, quarantine=tmp_path / "folder" / "log", bad_budget=len(lost)) as loader:
+        (tmp_path / "folder").rmdir()
+        with pytest.warns(QuarantineWarning, match="can't be written: No such file or directory; failed samples"):
+            list(loader)
+        assert loader.stats.failures.total() == len(lost)
