@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from wv_loader.augment import Augment
 from wv_loader.engine import ENGINES
-from wv_loader.errors import BadSampleBudgetError, LoaderError, QuarantineWarning, StateMismatchError, StorageError
+from wv_loader.errors import (
+    BadSampleBudgetError,
+    LoaderError,
+    OptionError,
+    QuarantineWarning,
+    StateMismatchError,
+    StorageError,
+)
 from wv_loader.metrics import MetricsServer, serve_metrics
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
@@ -20,6 +27,7 @@ __all__ = [
     "LoaderError",
     "LoaderStats",
     "MetricsServer",
+    "OptionError",
     "QuarantineWarning",
     "StateMismatchError",
     "StorageError",

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from enum import IntEnum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wv_loader.checks import number, refuse, several, whole
+from wv_loader.errors import OptionError
 from wv_shards import combine
 
 _TRIES = 10
@@ -19,6 +22,10 @@ _TAG = 0x41554747  # keeps these draws apart from the plan's
 _RATIO_KNOTS = 257
 _ERASE_SCALE = (0.02, 0.33)
 _ERASE_RATIO = (0.3, 3.3)
+_MOST_RATIO = 1000.0
+_MOST_JITTER = 1000.0
+_MOST_OPERATIONS = 100
+_FACTORS = ("brightness", "contrast", "saturation")
 MAGNITUDE_MAX = 30
 """RandAugment's strongest setting."""
 
@@ -105,32 +112,38 @@ class Augment:
     """What the box is filled with; ImageNet's mean becomes 0 when it is normalised."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
-            raise ValueError(f"crop_scale must be 0 < low <= high <= 1, got {self.crop_scale}")
-        if not 0.0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio must be 0 < low <= high, got {self.crop_ratio}")
-        if not 0.0 <= self.flip <= 1.0:
-            raise ValueError(f"flip must be a probability, got {self.flip}")
-        if not 0.0 < self.eval_crop_fraction <= 1.0:
-            raise ValueError(f"eval_crop_fraction must be 0 < fraction <= 1, got {self.eval_crop_fraction}")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0.0 <= self.hue <= 0.5:
-            raise ValueError(f"hue must be 0 … 0.5, got {self.hue}")
-        if self.randaugment_operations < 0:
-            raise ValueError(f"randaugment_operations must be 0 or more, got {self.randaugment_operations}")
-        if not 0 <= self.randaugment_magnitude <= MAGNITUDE_MAX:
-            raise ValueError(f"randaugment_magnitude must be 0 … {MAGNITUDE_MAX}, got {self.randaugment_magnitude}")
-        if not 0.0 <= self.erase <= 1.0:
-            raise ValueError(f"erase must be a probability, got {self.erase}")
-        if not all(0 <= level <= 255 for level in self.erase_color):
-            raise ValueError(f"erase_color must be three levels 0 … 255, got {self.erase_color}")
+        colors = several(self.erase_color)
+        if colors is None or len(colors) != 3:
+            raise refuse("erase_color", "three levels 0 … 255", self.erase_color)
+        checked = {
+            "crop_scale": _range_of("crop_scale", self.crop_scale, 0.0, 1.0),
+            "crop_ratio": _range_of("crop_ratio", self.crop_ratio, 0.0, _MOST_RATIO),
+            **{name: number(name, getattr(self, name), 0.0, 1.0) for name in ("flip", "eval_crop_fraction", "erase")},
+            **{name: number(name, getattr(self, name), 0.0, _MOST_JITTER) for name in _FACTORS},
+            "hue": number("hue", self.hue, 0.0, 0.5),
+            "randaugment_operations": whole("randaugment_operations", self.randaugment_operations, 0, _MOST_OPERATIONS),
+            "randaugment_magnitude": whole("randaugment_magnitude", self.randaugment_magnitude, 0, MAGNITUDE_MAX),
+            "erase_color": tuple(whole("erase_color", level, 0, 255) for level in colors),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if not self.eval_crop_fraction:
+            raise refuse("eval_crop_fraction", "a number above 0", self.eval_crop_fraction)
 
     @property
     def jitter(self) -> tuple[float, float, float, float]:
         """Widths of the four ranges of the colour jitter, in the order of `Jitter`."""
         return self.brightness, self.contrast, self.saturation, self.hue
+
+
+def _range_of(name: str, value: Any, low: float, high: float) -> tuple[float, float]:
+    ends = several(value)
+    if ends is None or len(ends) != 2:
+        raise refuse(name, "two numbers", value)
+    first, last = (number(name, end, low, high) for end in ends)
+    if not low < first <= last:
+        raise OptionError(f"{name} must be {low:g} < low <= high <= {high:g}, got {value}")
+    return first, last
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

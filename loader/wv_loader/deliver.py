@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 
 from wv_loader.batch import Batch
-from wv_loader.errors import LoaderError
+from wv_loader.errors import LoaderError, OptionError
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
 from wv_shards import combine
@@ -43,8 +43,8 @@ def find_device(device: torch.device | str | None) -> torch.device | None:
     """
     try:
         found = None if device is None else torch.device(device)
-    except RuntimeError as error:
-        raise LoaderError(f"device {device!r}: expected one of torch's, such as cpu or cuda:0") from error
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f"device {device!r}: expected one of torch's, such as cpu or cuda:0") from error
     if found is not None and found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise LoaderError(f"device {device}: {torch.cuda.device_count()} CUDA devices are here")
     return found

@@ -5,6 +5,10 @@ class LoaderError(Exception):
     """Base of the loader's errors; one line: expected, found, what to do."""
 
 
+class OptionError(LoaderError, ValueError):
+    """An option that can't be; the message says which, what was expected and what was found."""
+
+
 class StateMismatchError(LoaderError):
     """A saved state belongs to another plan; the message names what differs."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wv_loader.errors import BadSampleBudgetError, LoaderError, StorageError
+from wv_loader.errors import BadSampleBudgetError, StorageError
 from wv_loader.quarantine import Quarantine
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
@@ -33,10 +33,8 @@ class Faults:
     ) -> None:
         """`budget`: failed shows of an epoch on this rank, a count or a fraction of its shows; None: without end.
 
-        Raises LoaderError: a budget that can't be, or a quarantine that can't be written.
+        Raises LoaderError: a quarantine that can't be written.
         """
-        if budget is not None and (budget < 0 or (isinstance(budget, float) and budget > 1)):
-            raise LoaderError(f"bad_budget: expected a count, a fraction from 0.0 to 1.0, or None, got {budget!r}")
         self._dataset = dataset
         self._stats = stats
         self._budget = budget

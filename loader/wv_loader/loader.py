@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
 from wv_loader.batch import Batch
+from wv_loader.checks import one_path, whole
 from wv_loader.deliver import Delivery, Transform, batch_seed, find_device
 from wv_loader.engine import make_engine
 from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
 from wv_loader.layout import digest_of, layout_of
+from wv_loader.options import LoaderOptions, balance_of, exclude_paths
 from wv_loader.parts import Parts
 from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
@@ -49,7 +51,7 @@ class Loader:
         balance: float | Sequence[float] = 1.0,
         engine: str = "auto",
         train: bool = True,
-        exclude: Sequence[Path | str] = (),
+        exclude: Sequence[Path | str] | Path | str = (),
         max_repeat: float = 16.0,
         streams: int | None = None,
         window: int = 1024,
@@ -107,58 +109,74 @@ class Loader:
 
         Raises:
             ShardsError: no finished data set of this format.
-            LoaderError: an option that can't be; the message says which.
+            OptionError: an option that can't be; the message says which.
+            LoaderError: what this data set or machine does not have.
         """
-        if size_px < 1:
-            raise LoaderError(f"size_px must be 1 or more, got {size_px}")
+        options = LoaderOptions(
+            size_px=size_px,
+            train=train,
+            augment=augment,
+            transform=transform,
+            rank=rank,
+            world_size=world_size,
+            threads=threads,
+            processes=processes,
+            prefetch=prefetch,
+            read_ahead_batches=read_ahead_batches,
+            read_ahead_bytes=read_ahead_bytes,
+            bad_budget=bad_budget,
+        )
+        self.options = PlanOptions(
+            batch_size=batch_size,
+            seed=seed,
+            balance=balance_of(balance),
+            max_repeat=max_repeat,
+            streams=streams,
+            window=window,
+            run_length=run_length,
+        )
+        overlays = exclude_paths(exclude)
         self.engine = make_engine(engine)
-        self.train = train
-        self.size_px = size_px
-        self.augment = augment or Augment()
-        self.transform = transform
+        self.train = options.train
+        self.size_px = options.size_px
+        self.augment = options.augment or Augment()
+        self.transform = options.transform
         self.device = find_device(device)
-        self.dataset = Dataset.open(directory)
-        self.rank, self.world_size = find_rank(rank, world_size)
-        taus = (float(balance),) if isinstance(balance, (int, float)) else tuple(float(tau) for tau in balance)
-        layout = layout_of(self.dataset, exclude)
+        self.dataset = Dataset.open(one_path("directory", directory))
+        self.rank, self.world_size = find_rank(options.rank, options.world_size)
+        layout = layout_of(self.dataset, overlays)
         try:
-            self.options = PlanOptions(
-                batch_size=batch_size,
-                seed=seed,
-                balance=taus,
-                max_repeat=float(max_repeat),
-                streams=streams,
-                window=window,
-                run_length=run_length,
-            )
             self.plan = Plan(layout, self.options)
         except ValueError as error:
             raise LoaderError(f"{directory}: {error}") from error
-        streams = self.options.resolved_streams if train else None
+        resolved = self.options.resolved_streams if self.train else None
         self._share = share = Share.of(
-            self.rank, self.world_size, batch_size=batch_size, streams=streams, processes=processes
+            self.rank,
+            self.world_size,
+            batch_size=self.options.batch_size,
+            streams=resolved,
+            processes=options.processes,
         )
-        self._sequential = None if train else SequentialPlan(layout, batch_size)
+        self._sequential = None if self.train else SequentialPlan(layout, self.options.batch_size)
         self._exclusions = digest_of(layout.excluded)
         self.stats = LoaderStats()
-        self._prefetch = max(1, prefetch)
+        self._prefetch = options.prefetch
         self._supply = Supply(
             self.dataset,
             self.engine,
             self.stats,
             share,
-            size_px=size_px,
-            threads=threads,
-            processes=processes,
+            size_px=self.size_px,
+            threads=options.threads,
+            processes=options.processes,
             prefetch=self._prefetch,
-            read_ahead_batches=read_ahead_batches,
-            read_ahead_bytes=read_ahead_bytes,
-            window=window,
-            streams=streams or len(share.rows),
+            read_ahead_batches=options.read_ahead_batches,
+            read_ahead_bytes=options.read_ahead_bytes,
+            window=self.options.window,
+            streams=resolved or len(share.rows),
         )
-        self._faults = Faults(
-            self.dataset, self.stats, budget=bad_budget, quarantine=None if quarantine is None else Path(quarantine)
-        )
+        log = None if quarantine is None else one_path("quarantine", quarantine)
+        self._faults = Faults(self.dataset, self.stats, budget=options.bad_budget, quarantine=log)
         self._epoch = 0
         self._position = 0
         self._keep_position = False
@@ -210,8 +228,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; right after `load_state_dict` of that very epoch, stay at its position."""
-        if epoch < 0:
-            raise LoaderError(f"epoch must be 0 or more, got {epoch}")
+        epoch = whole("epoch", epoch, 0, self.options.last_epoch)
         if not (self._keep_position and epoch == self._epoch):
             self._epoch, self._position = epoch, 0
         self._keep_position = self._through = False
@@ -238,7 +255,7 @@ class Loader:
         Raises:
             StateMismatchError: the state belongs to another plan; the message names what differs.
         """
-        epoch, done = position_of(state, self._identity())
+        epoch, done = position_of(state, self._identity(), last_epoch=self.options.last_epoch)
         batches = self._plan_of(epoch).batches
         if done > batches:
             raise StateMismatchError(f"not a state of this loader: batch {done} of epoch {epoch}, which has {batches}")

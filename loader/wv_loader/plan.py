@@ -16,6 +16,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from wv_loader.checks import number, refuse, several, whole, whole_or_none
+from wv_loader.errors import OptionError
 from wv_loader.rates import ONE, class_rates, divide
 from wv_loader.runs import I64, Layout, Purpose, Runs, chunks_of
 from wv_shards import combine, splitmix64
@@ -47,20 +49,27 @@ class PlanOptions:
     """Samples of a run at most; None: N/4096, within 1 … 256."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
-        if not self.balance or not all(0.0 <= tau <= 1.0 for tau in self.balance):
-            raise ValueError(f"balance must be between 0 and 1, got {self.balance}")
-        if not 1.0 <= self.max_repeat <= MAX_REPEAT_LIMIT:
-            raise ValueError(f"max_repeat must be between 1 and {MAX_REPEAT_LIMIT}, got {self.max_repeat}")
-        if self.streams is not None and (self.streams < 1 or self.batch_size % self.streams):
-            raise ValueError(f"streams must divide the batch size {self.batch_size}, got {self.streams}")
-        if self.window < 1:
-            raise ValueError(f"window must be 1 or more, got {self.window}")
-        if self.run_length is not None and self.run_length < 1:
-            raise ValueError(f"run_length must be 1 or more, got {self.run_length}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be between 0 and 2^63 − 1, got {self.seed}")
+        taus = several(self.balance)
+        if not taus:
+            raise refuse("balance", "a number from 0 to 1 for each epoch", self.balance)
+        checked = {
+            "batch_size": whole("batch_size", self.batch_size, 1),
+            "seed": whole("seed", self.seed, 0, 2**63 - 1),
+            "balance": tuple(number("balance", tau, 0.0, 1.0) for tau in taus),
+            "max_repeat": number("max_repeat", self.max_repeat, 1.0, MAX_REPEAT_LIMIT),
+            "streams": whole_or_none("streams", self.streams, 1),
+            "window": whole("window", self.window, 1),
+            "run_length": whole_or_none("run_length", self.run_length, 1),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.streams is not None and self.batch_size % self.streams:
+            raise OptionError(f"streams must divide the batch size {self.batch_size}, got {self.streams}")
+
+    @property
+    def last_epoch(self) -> int:
+        """Up to here the visits of the epochs before can be counted."""
+        return int(2**31 / self.max_repeat) - 2
 
     @property
     def resolved_streams(self) -> int:

@@ -18,7 +18,7 @@ def make_state(identity: Mapping[str, Any], epoch: int, batches: int) -> dict[st
     return {"version": STATE_VERSION, "plan": dict(identity), "epoch": epoch, "batches": batches}
 
 
-def position_of(state: Any, identity: Mapping[str, Any]) -> tuple[int, int]:
+def position_of(state: Any, identity: Mapping[str, Any], *, last_epoch: int) -> tuple[int, int]:
     """Epoch and batches done of a saved state.
 
     Raises:
@@ -44,4 +44,6 @@ def position_of(state: Any, identity: Mapping[str, Any]) -> tuple[int, int]:
     for name in ("epoch", "batches"):
         if type(state.get(name)) is not int or state[name] < 0:
             raise StateMismatchError(f"not a state of this loader: {name} {state.get(name)!r}, expected 0 or more")
+    if state["epoch"] > last_epoch:
+        raise StateMismatchError(f"not a state of this loader: epoch {state['epoch']}, expected at most {last_epoch}")
     return state["epoch"], state["batches"]

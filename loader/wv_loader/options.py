@@ -1,0 +1,94 @@
+"""Options of a `Loader` that do not decide its plan, checked once, before anything is opened.
+
+Those that decide the plan are plan.py's, those of crops and effects augment.py's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wv_loader.augment import Augment
+from wv_loader.checks import one_path, plain, refuse, several, truth, whole, whole_or_none
+from wv_loader.deliver import Transform
+
+MAX_SIZE_PX = 16_384
+_MAX_THREADS = 4096
+_MAX_BYTES = 2**62
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderOptions:
+    """As of `Loader`, which says what they mean.
+
+    Raises:
+        OptionError: one of them can't be.
+    """
+
+    size_px: int
+    train: bool
+    augment: Augment | None
+    transform: Transform | None
+    rank: int | None
+    world_size: int | None
+    threads: int | None
+    processes: int
+    prefetch: int
+    read_ahead_batches: int
+    read_ahead_bytes: int | None
+    bad_budget: int | float | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.augment, Augment | None):
+            raise refuse("augment", "an Augment or None", self.augment)
+        if not (self.transform is None or callable(self.transform)):
+            raise refuse("transform", "a function or None", self.transform)
+        checked = {
+            "size_px": whole("size_px", self.size_px, 1, MAX_SIZE_PX),
+            "train": truth("train", self.train),
+            "rank": whole_or_none("rank", self.rank, 0),
+            "world_size": whole_or_none("world_size", self.world_size, 1),
+            "threads": whole_or_none("threads", self.threads, 1, _MAX_THREADS),
+            "processes": whole("processes", self.processes, 0, _MAX_THREADS),
+            "prefetch": whole("prefetch", self.prefetch, 1),
+            "read_ahead_batches": whole("read_ahead_batches", self.read_ahead_batches, 0),
+            "read_ahead_bytes": whole_or_none("read_ahead_bytes", self.read_ahead_bytes, 0, _MAX_BYTES),
+            "bad_budget": _budget(self.bad_budget),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+def exclude_paths(exclude: Sequence[Path | str] | Path | str) -> list[Path]:
+    """The paths of `exclude`; one alone is one.
+
+    Raises:
+        OptionError: they are none.
+    """
+    if isinstance(exclude, str | Path):
+        return [Path(exclude)]
+    paths = several(exclude)
+    if paths is None:
+        raise refuse("exclude", "paths", exclude)
+    return [one_path("exclude", path) for path in paths]
+
+
+def balance_of(balance: float | Sequence[float]) -> tuple[float, ...]:
+    """τ per epoch; `PlanOptions` looks at the numbers.
+
+    Raises:
+        OptionError: neither a number nor several.
+    """
+    taus = several(balance)
+    if taus is not None:
+        return tuple(taus)
+    one = plain(balance)
+    if isinstance(one, bool) or not isinstance(one, int | float):
+        raise refuse("balance", "a number from 0 to 1, or one per epoch", balance)
+    return (float(one),)
+
+
+def _budget(budget: int | float | None) -> int | float | None:
+    value = plain(budget)
+    if value is None or (type(value) is int and value >= 0) or (isinstance(value, float) and 0 <= value <= 1):
+        return value
+    raise refuse("bad_budget", "a count, a fraction from 0.0 to 1.0, or None", budget)
