@@ -76,7 +76,12 @@ class PlanOptions:
         """V."""
         if self.streams is not None:
             return self.streams
-        return max(v for v in range(1, MAX_DEFAULT_STREAMS + 1) if self.batch_size % v == 0)
+        return default_streams(self.batch_size)
+
+
+def default_streams(batch_size: int) -> int:
+    """V, where it is not given."""
+    return max(v for v in range(1, MAX_DEFAULT_STREAMS + 1) if batch_size % v == 0)
 
 
 class Plan:

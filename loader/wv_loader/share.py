@@ -7,7 +7,11 @@ from typing import Self
 
 import torch.distributed
 
-from wv_loader.errors import LoaderError
+from wv_loader.errors import LoaderError, OptionError
+from wv_loader.plan import default_streams
+
+_BATCH_SIZES_TRIED = 1024
+"""For a better one, beside that which was given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,18 +40,20 @@ class Share:
         """
         parts = streams or batch_size
         if parts % world_size:
-            *fewer, most = [str(w) for w in range(1, parts + 1) if parts % w == 0]
-            ranks = f"{', '.join(fewer)} or {most}" if fewer else most
+            *fewer, last = [str(w) for w in range(1, parts + 1) if parts % w == 0]
+            ranks = f"{', '.join(fewer)} or {last}" if fewer else last
             raise LoaderError(
                 f"{world_size} ranks can't share {parts} {'streams' if streams else 'slots of a batch'} evenly: choose "
                 f"{ranks} ranks, or for a new run another batch size (now {batch_size}) or number of streams"
             )
         mine, slots = _cut(range(parts), world_size)[rank], _cut(range(batch_size), world_size)[rank]
         rows = _cut(slots, len(mine) if streams else max(1, processes))
-        if not 0 <= processes <= min(len(rows), len(slots)):
-            raise LoaderError(
-                f"processes must be between 0 and {min(len(rows), len(slots))}, this rank's share of "
-                f"{'the streams' if streams else 'a batch'}, got {processes}"
+        most = min(len(rows), len(slots))
+        if not 0 <= processes <= most:
+            hint = _more_streams(batch_size, streams, world_size, processes) if streams else ""
+            raise OptionError(
+                f"processes must be between 0 and {most}, this rank's share of "
+                f"{'the streams' if streams else 'a batch'}, got {processes}{hint}"
             )
         return cls(parts=mine, slots=slots, rows=rows)
 
@@ -78,6 +84,22 @@ def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
 def local_ranks() -> int:
     """Ranks on this machine, which share its cores and memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _more_streams(batch_size: int, streams: int, world_size: int, processes: int) -> str:
+    """Why there are so few streams, and what would give W ranks enough of them for so many processes each."""
+
+    def enough(number: int) -> bool:
+        return number % world_size == 0 and number // world_size >= processes
+
+    steps = range(1, _BATCH_SIZES_TRIED if streams == default_streams(batch_size) else 1)
+    near = (size for step in steps for size in (batch_size - step, batch_size + step))
+    size = next((size for size in near if size > 0 and enough(default_streams(size))), None)
+    divisor = next((v for v in range(streams + 1, batch_size + 1) if batch_size % v == 0 and enough(v)), None)
+    choices = [f"batch_size={size}"] if size else []
+    choices += [f"streams={divisor}"] if divisor else []
+    reason = f"; batch_size {batch_size} is read as {streams} stream{'s' if streams > 1 else ''}, which must divide it"
+    return reason + (f": choose another, such as {' or '.join(choices)}, or fewer processes" if choices else "")
 
 
 def _cut(numbers: range, pieces: int) -> list[range]:
