@@ -135,10 +135,15 @@ class Delivery:
         moved = batch if self._device is None else batch.to(self._device)
         if self._transform is None:
             return moved
+        note = f"in the transform of batch {batch.index} of the loader"
         try:
             return self._transform(moved)
+        except StopIteration as error:  # in the loader's generator Python would make an error of it that names nothing
+            ended = RuntimeError("transform raised StopIteration, as next() does where there is no more")
+            ended.add_note(note)
+            raise ended from error
         except Exception as error:
-            error.add_note(f"in the transform of batch {batch.index} of the loader")
+            error.add_note(note)
             raise
 
 

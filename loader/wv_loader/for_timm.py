@@ -5,6 +5,7 @@ imports nothing of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -20,7 +21,8 @@ class TimmLoader:
     """Iterates over (images, labels) of this rank: (n, 3, S, S) float, normalised, on the device; (n,) int64.
 
     As with timm's own loaders the last batch of a training epoch is dropped where it is not full, and evaluation
-    repeats samples only where a rank has none left. Evaluation gives fewer than B/W images where slots are masked.
+    repeats a sample, which then counts twice, only where a rank has none left: of this rank, or, where it had none at
+    all, the first of the data set that can be shown. Evaluation gives fewer than B/W images where slots are masked.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class TimmLoader:
             mixup: called on images and labels of training while `mixup_enabled`, such as a `timm.data.Mixup`.
 
         Raises:
-            LoaderError: the loader has a `transform`.
+            LoaderError: the loader has a `transform`, or too few samples for one full batch of training.
         """
         if loader.transform is not None:
             raise LoaderError("TimmLoader needs batches: expected a Loader without transform")
@@ -54,6 +56,12 @@ class TimmLoader:
         self.mixup_enabled = mixup is not None
         """timm's loops set this to False for their last epochs."""
         self._mixup = mixup
+        if not len(self):
+            samples, batch_size = loader.epoch_samples, loader.options.batch_size
+            raise LoaderError(
+                f"{loader.dataset.directory}: {samples} samples an epoch make no full batch of {batch_size}, and loops "
+                f"made for timm get full batches only: choose a batch_size of at most {samples}"
+            )
 
     @property
     def dataset(self) -> Dataset:
@@ -76,7 +84,7 @@ class TimmLoader:
         """Pairs of the current epoch.
 
         Raises:
-            LoaderError: no sample of this rank's first batch could be shown.
+            LoaderError: no sample of the data set can be shown.
         """
         count = len(self)
         spare: Batch | None = None
@@ -86,10 +94,41 @@ class TimmLoader:
             if batch.masked < len(batch.valid):
                 spare = batch
                 yield self._pair(batch)
-            elif spare is not None:
-                yield self._pair(spare, most=None if self.loader.train else 1)
             else:
-                raise LoaderError(f"batch {batch.index}: this rank has no sample that can be shown; check the shards")
+                spare = spare or self._stand_in(batch)
+                yield self._pair(spare, most=None if self.loader.train else 1)
+
+    def _stand_in(self, batch: Batch) -> Batch:
+        """A batch of the first sample that can be shown, in the place of this one, of which no slot can be."""
+        loader = self.loader
+        excluded = loader.plan.layout.excluded
+        with Loader(
+            loader.dataset.directory,
+            batch_size=1,
+            size_px=loader.size_px,
+            engine=loader.engine.name,
+            augment=loader.augment,
+            train=False,
+            rank=0,
+            world_size=1,
+            threads=1,
+            bad_budget=None,
+        ) as one_by_one:
+            for one in one_by_one:
+                if one.masked or (excluded is not None and excluded[one.ordinals].item()):
+                    continue
+                size = len(batch.valid)
+                return replace(
+                    batch,
+                    images=one.images.repeat(size, 1, 1, 1).contiguous(memory_format=torch.channels_last),
+                    labels=one.labels.repeat(size),
+                    ordinals=one.ordinals.repeat(size),
+                    valid=torch.ones(size, dtype=torch.bool),
+                    masked=0,
+                )
+        raise LoaderError(
+            f"{loader.dataset.directory}: no sample can be shown; run `wv-ingest verify {loader.dataset.directory}`"
+        )
 
     def _pair(self, batch: Batch, *, most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         moved = batch.to(self.device)

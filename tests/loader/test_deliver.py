@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from wv_loader import Augment, Batch, Loader, LoaderError, TimmLoader
-from wv_shards import FLAG_BAD
+from wv_shards import EXCLUDE, FLAG_BAD, Overlay
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -105,6 +105,15 @@ def test_an_error_in_transform_reaches_the_loop_with_the_batch_and_ends_all_thre
     with pytest.raises(KeyError, match="no such colour") as raised:
         seen += [batch.index for batch in make(transform=transform)]
     assert raised.value.__notes__ == [f"in the transform of batch {at} of the loader"]
+    assert no_threads_left()
+
+
+def test_a_transform_that_runs_out_is_told_as_any_error_of_it(make: Callable[..., Loader]) -> None:
+    colours = iter(["red", "green"])
+    with pytest.raises(RuntimeError, match="transform raised StopIteration") as raised:
+        list(make(transform=lambda _: next(colours)))
+    assert raised.value.__notes__ == ["in the transform of batch 2 of the loader"]
+    assert isinstance(raised.value.__cause__, StopIteration)
     assert no_threads_left()
 
 
@@ -240,8 +249,49 @@ def test_masked_slots_show_other_samples_of_the_batch(draw_dataset: Callable[...
 
 def test_where_nothing_can_be_shown_timms_loop_is_told(draw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     directory = bad_dataset(draw_dataset, tmp_path / "shards", list(range(48)))
-    with pytest.raises(LoaderError, match="batch 0: this rank has no sample that can be shown"):
-        list(TimmLoader(Loader(directory, batch_size=12, size_px=8, bad_budget=None), mean=MEAN, std=STD))
+    for train in (True, False):
+        loader = Loader(directory, batch_size=12, size_px=8, train=train, bad_budget=None)
+        with pytest.raises(LoaderError, match="shards: no sample can be shown; run `wv-ingest verify"):
+            list(TimmLoader(loader, mean=MEAN, std=STD))
+
+
+def test_a_rank_that_never_has_a_sample_shows_one_of_the_data_set(
+    draw_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As timm's own sampler does where ranks do not divide the samples; the first two are bad, the third excluded."""
+    directory = bad_dataset(draw_dataset, tmp_path / "shards", [0, 1])
+    whole = Loader(directory, batch_size=48, size_px=8, train=False)
+    exclude = np.zeros(48, dtype=np.bool_)
+    exclude[2] = True
+    Overlay(kind=EXCLUDE, array=exclude, manifest_digest=whole.manifest_digest).save(tmp_path / "out")
+    options = {"batch_size": 96, "size_px": 8, "train": False, "world_size": 4, "exclude": tmp_path / "out"}
+    expected = next(iter(whole))
+    for rank, count in enumerate([22, 23, 1, 1]):
+        ((images, labels),) = TimmLoader(Loader(directory, rank=rank, **options), mean=MEAN, std=STD)  # type: ignore[arg-type]
+        assert len(images) == len(labels) == count
+    assert torch.equal(images[0], expected.normalized(MEAN, STD)[3])
+    assert labels.tolist() == [expected.labels[3]]
+
+
+def test_a_rank_whose_first_training_batch_is_all_bad_goes_on(
+    draw_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = {"batch_size": 12, "size_px": 8, "rank": 1, "world_size": 12}
+    directory = draw_dataset(tmp_path / "shards", [40, 8])
+    first = int(next(iter(Loader(directory, **options))).ordinals)  # type: ignore[arg-type]
+    bad_dataset(draw_dataset, tmp_path / "bad", [first])
+    pairs = list(TimmLoader(Loader(tmp_path / "bad", **options), mean=MEAN, std=STD))  # type: ignore[arg-type]
+    assert [len(labels) for _, labels in pairs] == [1] * 4
+    assert pairs[0][0].any()
+
+
+def test_a_training_set_smaller_than_a_batch_is_refused_for_timm(
+    draw_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    draw_dataset(tmp_path / "shards", [40, 8])
+    with pytest.raises(LoaderError, match=r"48 samples an epoch make no full batch of 49.*batch_size of at most 48"):
+        TimmLoader(Loader(tmp_path / "shards", batch_size=49, size_px=8), mean=MEAN, std=STD)
+    assert len(TimmLoader(Loader(tmp_path / "shards", batch_size=49, size_px=8, train=False), mean=MEAN, std=STD)) == 1
 
 
 def test_mixup_is_called_while_it_is_enabled_and_in_training_only(make: Callable[..., Loader]) -> None:
