@@ -20,7 +20,7 @@ STAGES = ("plan", "read", "decode", "deliver")
 _CONSUMER_WAIT_FRACTION = 0.02
 """Below this share of waiting, the consumer of the batches is the slow stage."""
 _IDLE_OCCUPANCY = 0.5
-"""Where no stage is busier than this and the consumer waits, too few batches are under way."""
+"""Where no stage is as busy as this and the consumer waits, too few batches are under way, and no stage is slow."""
 
 _SUMS = (
     "batches",
@@ -35,7 +35,9 @@ _SUMS = (
     "ready_batches_total",
 )
 
+_NOTHING = "nothing was loaded yet"
 _ADVICE = {
+    "none": "none is busy half of the time: more batches under way (prefetch) or longer epochs would help",
     "consumer": "the loader keeps up",
     "plan": "larger batches, or a core that is free for planning, would help",
     "read": "a faster disk, smaller images or more read-ahead would help",
@@ -231,15 +233,30 @@ class LoaderStats:
     def bottleneck(self) -> str:
         """The slow stage: `consumer` where it hardly waits, or not for want of batches; else the fullest of STAGES.
 
-        The wait for the first batch of a loop tells nothing about who keeps up with whom.
+        `none` where that one is not busy half of the time, or nothing was loaded yet. The wait for the first batch of
+        a loop tells nothing about who keeps up with whom.
         """
+        if self._idle:
+            return "none"
         if self._lay_ready:
             return "consumer"
         later = self.wait_seconds_total - self.first_wait_seconds_total
         if later < _CONSUMER_WAIT_FRACTION * (later + self.busy_seconds_total) or not later:
             return "consumer"
         occupancy = self.occupancy
-        return max(STAGES, key=lambda stage: occupancy[stage])
+        fullest = max(STAGES, key=lambda stage: occupancy[stage])
+        return fullest if occupancy[fullest] >= _IDLE_OCCUPANCY else "none"
+
+    @property
+    def verdict(self) -> str:
+        """The bottleneck in words, for a person."""
+        if self._idle:
+            return _NOTHING
+        return "no stage stands out" if self.bottleneck == "none" else f"slow stage: {self.bottleneck}"
+
+    @property
+    def _idle(self) -> bool:
+        return not self.batches and not self.seconds
 
     @property
     def _lay_ready(self) -> bool:
@@ -249,12 +266,12 @@ class LoaderStats:
     @property
     def advice(self) -> str:
         """What would help, for a person."""
+        if self._idle:
+            return _NOTHING
         if self._lay_ready and self.wait_fraction >= _CONSUMER_WAIT_FRACTION:
             return "batches lay ready: a core that is free for the loop, or fewer threads beside it, would help"
         if self.bottleneck == "consumer" and self.wait_fraction >= _CONSUMER_WAIT_FRACTION:
             return "the loader keeps up, but for the first batch; longer epochs would help"
-        if self.bottleneck != "consumer" and max(self.occupancy.values()) < _IDLE_OCCUPANCY:
-            return "none is busy half of the time: more batches under way (prefetch) or longer epochs would help"
         return _ADVICE[self.bottleneck]
 
     def as_dict(self) -> dict[str, Any]:
@@ -276,13 +293,15 @@ class LoaderStats:
 
     def __str__(self) -> str:
         """One line for a person: how much, how long, who was slow, what would help."""
-        seconds, stage, busy = self.seconds, self.bottleneck, self.occupancy
+        if self._idle:
+            return _NOTHING
+        seconds, busy = self.seconds, self.occupancy
         rate = f" ({self.samples / seconds:,.0f}/s)" if seconds else ""
         deliver = f", deliver busy {busy['deliver']:.0%}" if self.deliver_seconds_total else ""
         failed = ", ".join(f"{count} {reason}" for reason, count in sorted(self.failures.items()))
         return (
             f"{self.samples:,} samples in {seconds:.1f} s{rate}; waited for data {self.wait_fraction:.1%} of the time, "
             f"{self.first_wait_seconds_total / self.ranks:.1f} s of it for the first batch; "
-            f"slow stage: {stage} (plan busy {busy['plan']:.0%}, read late {busy['read']:.0%}, "
+            f"{self.verdict} (plan busy {busy['plan']:.0%}, read late {busy['read']:.0%}, "
             f"decode busy {busy['decode']:.0%}{deliver}): {self.advice}" + (f"; masked: {failed}" if failed else "")
         )

@@ -136,11 +136,11 @@ def test_each_epoch_ends_with_a_line_that_names_the_slow_stage(
     out = tmp_path / "run"
     code, lines, err = wv_train("--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
     assert code == 0, err
-    said = [line for line in err.splitlines() if "slow stage: " in line]
+    said = [line for line in err.splitlines() if "waited for data" in line]
     assert [line.split(": ")[0] for line in said] == [
         f"phase {name}, epoch 0" for name in ("base", "gated", "finetune")
     ]
-    assert "waited for data" in said[0]
+    assert all("slow stage: " in line or "no stage stands out" in line for line in said)
     rows = [row for line in lines.splitlines() if (row := json.loads(line))["kind"] == "loader"]
     assert [(row["phase"], row["epoch"], row["step"]) for row in rows] == [
         ("base", 0, 15),
@@ -150,7 +150,7 @@ def test_each_epoch_ends_with_a_line_that_names_the_slow_stage(
     train = [row for line in lines.splitlines() if (row := json.loads(line))["kind"] == "train"]
     assert sum(row["samples"] for row in rows) == train[-1]["samples"]  # figures of an epoch, not of a run
     for row in rows:
-        assert row["bottleneck"] in {"consumer", "plan", "read", "decode"}
+        assert row["bottleneck"] in {"consumer", "plan", "read", "decode", "none"}
         assert 0 <= row["wait_fraction"] <= 1
 
 

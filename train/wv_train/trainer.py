@@ -293,7 +293,7 @@ class Trainer:
             if self.world.size > 1:  # all wait for the slowest, whose loader alone may be slow
                 ranks = [LoaderStats.from_rows([row]) for row in rows]
                 worst = max(range(len(ranks)), key=lambda rank: ranks[rank].wait_fraction)
-                line += f"; rank {worst} waited most: {ranks[worst].wait_fraction:.1%}, {ranks[worst].bottleneck}"
+                line += f"; rank {worst} waited most: {ranks[worst].wait_fraction:.1%}, {ranks[worst].verdict}"
             self._log.screen.say(line)
 
     def _event(self, event: str) -> None:
