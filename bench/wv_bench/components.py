@@ -54,7 +54,7 @@ def command(
     """Processor time of the loader's parts per image, and their share of all that it takes."""
     with Loader(shards, batch_size=batch_size, size_px=size_px, engine=engine, threads=threads) as loader:
         batches = min(len(loader), -(-max_samples // batch_size))
-        decoder = loader.engine.description
+        decoder, shown = loader.engine.description, loader.epoch_samples
         epochs = [_epoch(loader, number, batches) for number in range(repeats + 1)]
     parts = {name: statistics.median(epoch[name] for epoch in epochs[1:]) for name in (*PARTS, "total")}
     parts["rest"] = parts["total"] - sum(parts[name] for name in PARTS)
@@ -66,7 +66,7 @@ def command(
     }
     if not write_json(json_file, result):
         return
-    table = Table(title=f"{batches * batch_size:,} images to {size_px} px, {decoder}", box=SIMPLE_HEAD)
+    table = Table(title=f"{min(batches * batch_size, shown):,} images to {size_px} px, {decoder}", box=SIMPLE_HEAD)
     for heading in ("part", "CPU µs an image", "share"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for name in (*PARTS, "rest", "total"):
@@ -84,7 +84,7 @@ def _epoch(loader: Loader, number: int, batches: int) -> dict[str, float]:
         before = time.process_time()
         samples = 0
         for count, batch in enumerate(loader, 1):
-            samples += len(batch.images)
+            samples += int(batch.valid.sum())  # an epoch's last batch may have empty slots
             if count == batches:
                 break
         total = time.process_time() - before

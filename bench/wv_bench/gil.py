@@ -79,6 +79,10 @@ def command(
 ) -> None:
     """Microseconds of Python's lock per image, and the cores that one process of the loader can feed."""
     with Loader(shards, batch_size=batch_size, size_px=size_px, threads=threads, engine=engine) as loader:
+        if loader.epoch_samples < batch_size:
+            raise click.UsageError(
+                f"{loader.epoch_samples} samples are less than a batch: lower --batch-size {batch_size}"
+            )
         _take(loader, 1)
         use = gil_use(lambda: _take(loader, batches), _free_calls(loader.engine.name))
         about = machine(("torch", "numpy"))
@@ -104,7 +108,7 @@ def _take(loader: Loader, batches: int) -> int:
     samples = taken = 0
     while taken < batches:
         for batch in loader:
-            samples += len(batch.ordinals)
+            samples += int(batch.valid.sum())  # an epoch's last batch may have empty slots
             taken += 1
             if taken == batches:
                 break

@@ -21,6 +21,7 @@ def run(*arguments: object) -> Result:
         ("gil SET --threads -1", 2, "'--threads'"),
         ("gil SET --batches 0", 2, "'--batches'"),
         ("gil nowhere", 1, "nowhere"),
+        ("gil SET --batch-size 4096", 2, "239 samples are less than a batch: lower --batch-size 4096"),
         ("components nowhere", 1, "nowhere"),
         ("first-batch nowhere --samples 100 --classes 5 --batch-size 10", 1, "nowhere"),
         ("first-batch SET --samples 10 --batch-size 10", 2, "10 samples are too few for 5000 skewed classes"),
