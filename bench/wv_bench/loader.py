@@ -19,7 +19,7 @@ from wv_bench.loader_chart import chart
 from wv_bench.loader_inputs import Inputs, prepare
 from wv_bench.loader_peers import PEERS, environment, pillow_of
 from wv_bench.loader_report import document, print_table
-from wv_bench.loader_run import Contestant, measure
+from wv_bench.loader_run import Contestant, Row, measure
 from wv_bench.measure import machine
 from wv_bench.options import STDOUT, OutputFile, json_option, write_json
 from wv_loader import ENGINES
@@ -98,9 +98,10 @@ def command(
     console = Console(stderr=json_file == STDOUT)
     python = peer_python or (_BENCH_PYTHON if _BENCH_PYTHON.exists() else Path(sys.executable))
     python = Path(os.path.abspath(python))  # not resolved: a venv's python is a link
-    console.print(f"peers run on {pillow_of(python)} ({_whose(python)})", highlight=False)
+    pillow = pillow_of(python)
+    console.print(f"peers run on {pillow} ({_whose(python)})", highlight=False)
     about = machine(("torch", "numpy"))
-    about |= {"cores": cores, "load": round(os.getloadavg()[0], 2)}
+    about |= {"cores": cores, "load": round(os.getloadavg()[0], 2), "peers_pillow": pillow}
     kept = work if work is not None else Path(tempfile.mkdtemp(prefix="wv-bench-"))
     try:
         os.sched_setaffinity(0, sorted(allowed)[:cores])
@@ -118,16 +119,26 @@ def command(
         ]
         if not chosen:
             raise click.UsageError(f"nobody's name has {' or '.join(only)} in it")
-        rows = measure(chosen, repeats=repeats, watched_epochs=epochs_rss, logs=logs, timeout_s=timeout)
+        title = (
+            f"{batches * batch_size:,} images an epoch, of {inputs.set_samples:,} in the set, "
+            f"{1000 * inputs.mb / inputs.samples:.1f} KB each, to {size_px} px, batch {batch_size}, {cores} cores"
+        )
+
+        def figures(rows: list[Row], rounds: int) -> dict[str, Any]:
+            return document(f"{title}, {rounds} rounds", rows, about)
+
+        def keep(rows: list[Row], rounds: int) -> None:
+            if json_file != STDOUT:
+                write_json(json_file, figures(rows, rounds))  # a run that is stopped keeps what it has
+
+        rows = measure(
+            chosen, repeats=repeats, watched_epochs=epochs_rss, logs=logs, timeout_s=timeout, after_round=keep
+        )
     finally:
         os.sched_setaffinity(0, allowed)
         if work is None:
             shutil.rmtree(kept, ignore_errors=True)
-    title = (
-        f"{batches * batch_size:,} of {inputs.samples:,} images, {1000 * inputs.mb / inputs.samples:.1f} KB each, to "
-        f"{size_px} px, batch {batch_size}, {cores} cores, {repeats} rounds"
-    )
-    result = document(title, rows, about)
+    result = figures(rows, repeats)
     if chart_file is not None:
         chart_file.write_text(chart(result))
     if write_json(json_file, result):

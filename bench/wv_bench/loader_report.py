@@ -64,6 +64,13 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
     return {"title": title, "machine": about, "best": None if best is None else best.contestant.label, "rows": shown}
 
 
+def cpu_text(seconds_per_1000: float) -> str:
+    """Processor seconds per 1,000 images: they are counted in hundredths, and images are thousands at most."""
+    if seconds_per_1000 < 0.01:
+        return "<0.01"
+    return f"{seconds_per_1000:.{2 if seconds_per_1000 >= 1 else 3}f}"
+
+
 def print_table(console: Console, result: dict[str, Any]) -> None:
     """The rows that ran as a table, the others as lines with their reasons; then machine, versions, command."""
     table = Table(title=result["title"], box=SIMPLE_HEAD, padding=0)
@@ -105,7 +112,10 @@ def about(result: dict[str, Any]) -> list[str]:
     lines = [f"{machine['processor']}, {machine['cores']} cores, load before {machine['load']}"]
     lines.append(f"Python {machine['python']}, {ours}")
     if versions:
-        lines.append("peers: " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items())))
+        lines.append(
+            f"peers, on {machine['peers_pillow']}: "
+            + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+        )
     return [*lines, machine["command"]]
 
 
@@ -119,7 +129,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{ours['median']:.2f}" if ours and measured else "",
         f"{ours['min']:.2f}" if ours and measured else "",
         f"{ceiling['median']:.2f}" if ceiling and measured else "",
-        f"{row['cpu_s_per_1000']:.2f}",
+        cpu_text(row["cpu_s_per_1000"]),
         f"{row['peak_pss_mb']:,.0f}" if measured else "",
         f"{row['first_batch_s']:.2f}" if measured else "",
     ]

@@ -153,11 +153,21 @@ def test_shards_are_reported_with_a_page(small_dataset: Path, tmp_path: Path) ->
     charts = [f"<svg{part.split('</svg>')[0]}</svg>" for part in text.split("<svg")[1:]]
     lines = [[path.get("d") for path in ElementTree.fromstring(chart).iter("path")] for chart in charts]
     assert len(lines) == 2
+    marks = [text.text for text in ElementTree.fromstring(charts[0]).iter("text") if text.get("y") == "280"]
+    assert marks == ["1", "2", "3", "4", "5", "6"]  # every class of a few has its number
     assert all("nan" not in str(line) for chart in lines for line in chart)
     done = CliRunner().invoke(main, ["plan", str(small_dataset), "--batch-size", "32"])
     assert done.exit_code == 0
     for word in ("target", "achieved", "distinct classes", "dispersion", "apart", "read amplification", "buffered"):
         assert word in done.output
+
+
+def test_a_single_place_on_an_axis_is_seen(small_dataset: Path, tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    run(small_dataset, "--batch-size", 200, "--balance", 1, "--html", page)  # one whole batch: one place
+    assert page.read_text().count('h8"/>') == 2
+    run(small_dataset, "--batch-size", 4096, "--html", page)
+    assert "No whole batch in an epoch." in page.read_text()
 
 
 def test_the_lists_of_webvision_are_planned_without_images(test_data: Path) -> None:
