@@ -125,7 +125,7 @@ def command(
         )
 
         def figures(rows: list[Row], rounds: int) -> dict[str, Any]:
-            return document(f"{title}, {rounds} rounds", rows, about)
+            return document(f"{title}, {rounds} round{'s' * (rounds != 1)}", rows, about)
 
         def keep(rows: list[Row], rounds: int) -> None:
             if json_file != STDOUT:

@@ -47,7 +47,7 @@ def chart(result: dict[str, Any]) -> str:
 
 def _bar(row: dict[str, Any], longest: float) -> str:
     width, low, high = (100 * value / longest for value in (row["rate_median"], min(row["rates"]), max(row["rates"])))
-    facts = [f"{cpu_text(row['cpu_s_per_1000'])} CPU s per 1,000"]
+    facts = [f"{cpu_text(row)} CPU s per 1,000"]
     if "peak_pss_mb" in row:
         facts += [f"{row['peak_pss_mb']:,.0f} MB", f"first batch {row['first_batch_s']:.2f} s"]
     if row["kind"] == "peer" and row["ours_over_this"]:

@@ -51,6 +51,7 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
                 "rate_median": row.median_rate,
                 "rate_min": min(row.rates),
                 "cpu_s_per_1000": statistics.median(row.cpu_s_per_1000),
+                "cpu_step_s_per_1000": row.cpu_step_s_per_1000,
                 "ours_over_this": _ratio(best, row),
                 "share_of_ceiling": _ratio(row, ceiling),
             }
@@ -64,11 +65,12 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
     return {"title": title, "machine": about, "best": None if best is None else best.contestant.label, "rows": shown}
 
 
-def cpu_text(seconds_per_1000: float) -> str:
-    """Processor seconds per 1,000 images: they are counted in hundredths, and images are thousands at most."""
-    if seconds_per_1000 < 0.01:
-        return "<0.01"
-    return f"{seconds_per_1000:.{2 if seconds_per_1000 >= 1 else 3}f}"
+def cpu_text(row: dict[str, Any]) -> str:
+    """A row's processor seconds per 1,000 images; less than the clock shows is no zero."""
+    seconds, step = row["cpu_s_per_1000"], row["cpu_step_s_per_1000"]
+    if seconds < step:
+        return f"<{step:.1g}"
+    return f"{seconds:.{2 if seconds >= 1 else 3}f}"
 
 
 def print_table(console: Console, result: dict[str, Any]) -> None:
@@ -129,7 +131,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{ours['median']:.2f}" if ours and measured else "",
         f"{ours['min']:.2f}" if ours and measured else "",
         f"{ceiling['median']:.2f}" if ceiling and measured else "",
-        cpu_text(row["cpu_s_per_1000"]),
+        cpu_text(row),
         f"{row['peak_pss_mb']:,.0f}" if measured else "",
         f"{row['first_batch_s']:.2f}" if measured else "",
     ]

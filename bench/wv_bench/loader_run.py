@@ -77,6 +77,8 @@ class Row:
     rates: list[float] = field(default_factory=list)
     """Images a second of each timed epoch."""
     cpu_s_per_1000: list[float] = field(default_factory=list)
+    cpu_step_s_per_1000: float = 0.0
+    """The smallest difference that the kernel's clock of processor time shows."""
 
     def fail(self, error: ContestantError) -> None:
         """Keep the reason; what was measured before stays out of the table."""
@@ -276,6 +278,7 @@ def measure(
                     answer, cpu_s = running[at].epoch(number + 1)
                     row.rates.append(answer["samples"] / answer["seconds"])
                     row.cpu_s_per_1000.append(1000 * cpu_s / answer["samples"])
+                    row.cpu_step_s_per_1000 = 1000 / _TICKS / answer["samples"]
                     running[at].settle()
                 except ContestantError as error:
                     row.fail(error)

@@ -127,6 +127,7 @@ def test_whatever_a_peer_does_is_a_row_and_the_others_go_on(tmp_path: Path) -> N
     )
     assert not good.problem
     assert len(good.rates) == 1
+    assert good.cpu_step_s_per_1000 == 1000 / os.sysconf("SC_CLK_TCK") / 8
     assert absent.skipped
     assert absent.problem == "No module named 'no_such_package_of_ours'"
     assert (broken.skipped, broken.problem) == (False, "ended with 1: RuntimeError: worker died")
@@ -183,7 +184,10 @@ def test_figures_are_in_the_file_after_each_round(
 
 
 def test_little_processor_time_is_no_zero() -> None:
-    assert [cpu_text(s) for s in (0.0, 0.0099, 0.01, 0.1234, 1.234)] == ["<0.01", "<0.01", "0.010", "0.123", "1.23"]
+    def text(seconds: float) -> str:
+        return cpu_text({"cpu_s_per_1000": seconds, "cpu_step_s_per_1000": 0.00333})
+
+    assert [text(s) for s in (0.0, 0.003, 0.01, 0.1234, 1.234)] == ["<0.003", "<0.003", "0.010", "0.123", "1.23"]
 
 
 def test_a_peer_that_never_stops_is_timed_without_what_it_made_while_idle(tmp_path: Path) -> None:
