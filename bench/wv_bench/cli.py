@@ -1,11 +1,17 @@
 """`wv-bench`: every benchmark is a command in a file of its own, imported only when it is asked for.
 
-So a benchmark may need what is not installed without taking the others along.
+So a benchmark may need what is not installed without taking the others along. Errors that a user can mend become one
+line here, for all of them.
 """
 
+import errno
 from importlib import import_module
+from typing import Any
 
 import click
+
+from wv_loader import LoaderError
+from wv_shards import ShardsError
 
 COMMANDS = {
     "components": ("wv_bench.components", "the loader's parts beside decoding: checksums, accounting, plan"),
@@ -36,6 +42,17 @@ class _Lazy(click.Group):
             ) from None
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ShardsError, LoaderError) as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # whoever reads the output has seen enough: click ends quietly
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         with formatter.section("Commands"):

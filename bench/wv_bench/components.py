@@ -4,7 +4,6 @@ The functions that do the parts are wrapped by a clock of processor time of the 
 for the GIL or the disk does not count; a part within another counts once. Nothing of the loader is replaced.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -24,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from wv_bench.measure import machine
-from wv_loader import ENGINES, Loader, LoaderError, LoaderStats
+from wv_bench.options import json_option, write_json
+from wv_loader import ENGINES, Loader, LoaderStats
 from wv_loader.faults import Faults
-from wv_shards import ShardsError, checksum
+from wv_shards import checksum
 
 PARTS = ("decode", "read", "checksum", "plan", "accounting")
 """`read` is the system call; `plan` has order and crops; `accounting` has counters, valid slots and failures."""
@@ -40,7 +40,7 @@ PARTS = ("decode", "read", "checksum", "plan", "accounting")
 @click.option("--threads", type=click.IntRange(1), help="Decode threads. Default: the cores.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Epochs, after one to warm up.")
 @click.option("--max-samples", type=click.IntRange(1), default=8192, show_default=True, help="Of an epoch.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def command(
     shards: Path,
     engine: str,
@@ -49,16 +49,13 @@ def command(
     threads: int | None,
     repeats: int,
     max_samples: int,
-    as_json: bool,
+    json_file: Path | None,
 ) -> None:
     """Processor time of the loader's parts per image, and their share of all that it takes."""
-    try:
-        with Loader(shards, batch_size=batch_size, size_px=size_px, engine=engine, threads=threads) as loader:
-            batches = min(len(loader), -(-max_samples // batch_size))
-            decoder = loader.engine.description
-            epochs = [_epoch(loader, number, batches) for number in range(repeats + 1)]
-    except (ShardsError, LoaderError) as error:
-        raise click.ClickException(str(error)) from None
+    with Loader(shards, batch_size=batch_size, size_px=size_px, engine=engine, threads=threads) as loader:
+        batches = min(len(loader), -(-max_samples // batch_size))
+        decoder, shown = loader.engine.description, loader.epoch_samples
+        epochs = [_epoch(loader, number, batches) for number in range(repeats + 1)]
     parts = {name: statistics.median(epoch[name] for epoch in epochs[1:]) for name in (*PARTS, "total")}
     parts["rest"] = parts["total"] - sum(parts[name] for name in PARTS)
     result = {
@@ -67,10 +64,9 @@ def command(
         "us_per_image": parts,
         "share": {name: value / parts["total"] for name, value in parts.items()},
     }
-    if as_json:
-        print(json.dumps(result))
+    if not write_json(json_file, result):
         return
-    table = Table(title=f"{batches * batch_size:,} images to {size_px} px, {decoder}", box=SIMPLE_HEAD)
+    table = Table(title=f"{min(batches * batch_size, shown):,} images to {size_px} px, {decoder}", box=SIMPLE_HEAD)
     for heading in ("part", "CPU µs an image", "share"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for name in (*PARTS, "rest", "total"):
@@ -88,7 +84,7 @@ def _epoch(loader: Loader, number: int, batches: int) -> dict[str, float]:
         before = time.process_time()
         samples = 0
         for count, batch in enumerate(loader, 1):
-            samples += len(batch.images)
+            samples += int(batch.valid.sum())  # an epoch's last batch may have empty slots
             if count == batches:
                 break
         total = time.process_time() - before

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from wv_bench.measure import machine
+from wv_bench.options import json_option, write_json
 from wv_shards import (
     INDEX_DTYPE,
     INDEX_FILE,
@@ -30,7 +31,6 @@ from wv_shards import (
     Dataset,
     Manifest,
     ShardInfo,
-    ShardsError,
     ShardWriter,
     band_of,
     write_index,
@@ -51,11 +51,11 @@ _SMALLEST, _LARGEST = 26, 10_000
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Starts.")
 @click.option(
     "--work",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     metavar="DIR",
     help="Where the set is made; removed afterwards. Default: the system's folder for temporary files.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def command(
     shards: Path,
     samples: int,
@@ -65,19 +65,19 @@ def command(
     balance: float,
     repeats: int,
     work: Path | None,
-    as_json: bool,
+    json_file: Path | None,
 ) -> None:
     """Time to the first batch of a set as large as WebVision, whose images come from SHARDS."""
     folder = Path(tempfile.mkdtemp(prefix="wv-first-batch-", dir=work))
     try:
         made = make_set(shards, folder, samples, classes)
+        if made.samples < batch_size:
+            raise click.UsageError(f"{made.samples} samples are less than a batch: lower --batch-size {batch_size}")
         options = {"batch_size": batch_size, "size_px": size_px, "balance": balance}
         # The files have just been written, so they are in the page cache; cold: they are dropped from it before.
         runs = {
             state: [_start(folder, options, cold=state == "cold") for _ in range(repeats)] for state in ("warm", "cold")
         }
-    except ShardsError as error:
-        raise click.ClickException(str(error)) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     result = {
@@ -87,8 +87,7 @@ def command(
         "shards": len(made.shards),
         **{state: _summary(starts) for state, starts in runs.items()},
     }
-    if as_json:
-        print(json.dumps(result))
+    if not write_json(json_file, result):
         return
     console = Console()
     console.print(f"{made.samples:,} samples, {len(made.classes):,} classes, {len(made.shards):,} shards, τ={balance}")
@@ -108,16 +107,17 @@ def make_set(shards: Path, folder: Path, samples: int, classes: int) -> Manifest
 
     Raises:
         ShardsError: `shards` is no finished data set.
+        click.UsageError: too few samples for the classes.
     """
+    per_shard = min(_SHARD_SAMPLES, samples)
+    layout = list(_layout(samples // per_shard * per_shard, classes, per_shard))
     with Dataset.open(shards) as source, ShardWriter(folder, "real") as writer:
-        per_shard = min(_SHARD_SAMPLES, samples)
         for i in range(per_shard):
             ordinal = i % source.manifest.samples
             record = source.index[ordinal]
             size = {"width": int(record["width"]), "height": int(record["height"])}
             writer.add(f"{i:07d}", source.read(ordinal), 0, {}, **size)
         real = writer.finish(0)
-    layout = list(_layout(samples // per_shard * per_shard, classes, per_shard))
     infos = []
     for number, (band, _) in enumerate(layout):
         name = f"b{band:02d}-{number:06d}"
@@ -156,6 +156,8 @@ def _layout(samples: int, classes: int, per_shard: int) -> Iterator[tuple[int, N
     sizes = np.geomspace(_LARGEST, _SMALLEST, classes)
     sizes = np.maximum(1, sizes * samples / sizes.sum()).astype(np.int64)
     sizes[0] += samples - sizes.sum()
+    if sizes[0] < 1:
+        raise click.UsageError(f"{samples} samples are too few for {classes} skewed classes: lower --classes")
     bands = np.array([band_of(n) or 0 for n in sizes.tolist()])
     rest = np.empty(0, dtype=np.int32)
     for band in sorted(set(bands.tolist())):

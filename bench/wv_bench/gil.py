@@ -5,7 +5,6 @@ process, less that of these calls, is what needed the lock. It does not depend o
 any measure of waiting for the lock would. With Pillow it is too low, by the Python that runs within its calls.
 """
 
-import json
 import os
 import resource
 import threading
@@ -22,6 +21,7 @@ import click
 from PIL import Image
 
 from wv_bench.measure import machine
+from wv_bench.options import json_option, write_json
 from wv_loader import ENGINES, Loader
 
 Call = tuple[Any, str]
@@ -69,16 +69,20 @@ def gil_use(work: Callable[[], int], free_calls: Sequence[Call]) -> GilUse:
 @click.command("gil", epilog="Example: wv-bench gil shards/ --engine turbo")
 @click.argument("shards", type=click.Path(path_type=Path))
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Decoder.")
-@click.option("--size-px", default=224, show_default=True, help="Side of the images.")
-@click.option("--batch-size", default=256, show_default=True)
-@click.option("--threads", default=1, show_default=True, help="Decoding threads.")
-@click.option("--batches", default=16, show_default=True, help="Batches to take.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--size-px", type=click.IntRange(1), default=224, show_default=True, help="Side of the images.")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Decoding threads.")
+@click.option("--batches", type=click.IntRange(1), default=16, show_default=True, help="Batches to take.")
+@json_option()
 def command(
-    shards: Path, engine: str, size_px: int, batch_size: int, threads: int, batches: int, as_json: bool
+    shards: Path, engine: str, size_px: int, batch_size: int, threads: int, batches: int, json_file: Path | None
 ) -> None:
     """Microseconds of Python's lock per image, and the cores that one process of the loader can feed."""
     with Loader(shards, batch_size=batch_size, size_px=size_px, threads=threads, engine=engine) as loader:
+        if loader.epoch_samples < batch_size:
+            raise click.UsageError(
+                f"{loader.epoch_samples} samples are less than a batch: lower --batch-size {batch_size}"
+            )
         _take(loader, 1)
         use = gil_use(lambda: _take(loader, batches), _free_calls(loader.engine.name))
         about = machine(("torch", "numpy"))
@@ -90,8 +94,7 @@ def command(
         "cores_per_process": use.cores,
         "machine": about,
     }
-    if as_json:
-        print(json.dumps(result))
+    if not write_json(json_file, result):
         return
     print(
         f"{use.items} images of {size_px} px, batch {batch_size}: {result['gil_us_per_image']:.1f} µs of Python's lock "
@@ -105,7 +108,7 @@ def _take(loader: Loader, batches: int) -> int:
     samples = taken = 0
     while taken < batches:
         for batch in loader:
-            samples += len(batch.ordinals)
+            samples += int(batch.valid.sum())  # an epoch's last batch may have empty slots
             taken += 1
             if taken == batches:
                 break

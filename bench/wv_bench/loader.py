@@ -5,7 +5,6 @@ advises for speed (peers/, one file each). Ceilings are our engines' decoding al
 their own; how they are measured is in loader_run.py.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -20,10 +19,10 @@ from wv_bench.loader_chart import chart
 from wv_bench.loader_inputs import Inputs, prepare
 from wv_bench.loader_peers import PEERS, environment, pillow_of
 from wv_bench.loader_report import document, print_table
-from wv_bench.loader_run import Contestant, measure
+from wv_bench.loader_run import Contestant, Row, measure
 from wv_bench.measure import machine
+from wv_bench.options import STDOUT, OutputFile, json_option, write_json
 from wv_loader import ENGINES
-from wv_shards import ShardsError
 
 _BENCH_PYTHON = Path(".venv-bench/bin/python")
 
@@ -71,8 +70,8 @@ _BENCH_PYTHON = Path(".venv-bench/bin/python")
     help="Epochs over which each one's memory is watched, before the timed ones.",
 )
 @click.option("--timeout", type=click.IntRange(1), default=600, show_default=True, help="Seconds for one answer.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
-@click.option("--chart", "chart_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a chart (HTML).")
+@json_option()
+@click.option("--chart", "chart_file", type=OutputFile(suffix=".html"), help="Write a chart (HTML).")
 def command(
     shards: Path,
     size_px: int,
@@ -92,18 +91,17 @@ def command(
 
     A peer that is not installed, or that fails, is a row with the reason.
     """
-    if chart_file is not None and chart_file.suffix != ".html":
-        raise click.UsageError(f"--chart writes HTML: expected a name that ends in .html, got {chart_file.name}")
     allowed = os.sched_getaffinity(0)
     cores = cores or len(allowed)
     if cores > len(allowed):
         raise click.UsageError(f"--cores {cores}: this process may use {len(allowed)}")
-    console = Console()
+    console = Console(stderr=json_file == STDOUT)
     python = peer_python or (_BENCH_PYTHON if _BENCH_PYTHON.exists() else Path(sys.executable))
     python = Path(os.path.abspath(python))  # not resolved: a venv's python is a link
-    console.print(f"peers run on {pillow_of(python)} ({_whose(python)})", highlight=False)
+    pillow = pillow_of(python)
+    console.print(f"peers run on {pillow} ({_whose(python)})", highlight=False)
     about = machine(("torch", "numpy"))
-    about |= {"cores": cores, "load": round(os.getloadavg()[0], 2)}
+    about |= {"cores": cores, "load": round(os.getloadavg()[0], 2), "peers_pillow": pillow}
     kept = work if work is not None else Path(tempfile.mkdtemp(prefix="wv-bench-"))
     try:
         os.sched_setaffinity(0, sorted(allowed)[:cores])
@@ -121,23 +119,30 @@ def command(
         ]
         if not chosen:
             raise click.UsageError(f"nobody's name has {' or '.join(only)} in it")
-        rows = measure(chosen, repeats=repeats, watched_epochs=epochs_rss, logs=logs, timeout_s=timeout)
-    except ShardsError as error:
-        raise click.ClickException(str(error)) from None
+        title = (
+            f"{batches * batch_size:,} images an epoch, of {inputs.set_samples:,} in the set, "
+            f"{1000 * inputs.mb / inputs.samples:.1f} KB each, to {size_px} px, batch {batch_size}, {cores} cores"
+        )
+
+        def figures(rows: list[Row], rounds: int) -> dict[str, Any]:
+            return document(f"{title}, {rounds} round{'s' * (rounds != 1)}", rows, about)
+
+        def keep(rows: list[Row], rounds: int) -> None:
+            if json_file != STDOUT:
+                write_json(json_file, figures(rows, rounds))  # a run that is stopped keeps what it has
+
+        rows = measure(
+            chosen, repeats=repeats, watched_epochs=epochs_rss, logs=logs, timeout_s=timeout, after_round=keep
+        )
     finally:
         os.sched_setaffinity(0, allowed)
         if work is None:
             shutil.rmtree(kept, ignore_errors=True)
-    title = (
-        f"{batches * batch_size:,} of {inputs.samples:,} images, {1000 * inputs.mb / inputs.samples:.1f} KB each, to "
-        f"{size_px} px, batch {batch_size}, {cores} cores, {repeats} rounds"
-    )
-    result = document(title, rows, about)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1))
+    result = figures(rows, repeats)
     if chart_file is not None:
         chart_file.write_text(chart(result))
-    print_table(console, result)
+    if write_json(json_file, result):
+        print_table(console, result)
 
 
 def _whose(python: Path) -> str:

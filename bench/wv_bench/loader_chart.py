@@ -7,7 +7,7 @@ narrow screen; only the bars stretch.
 from html import escape
 from typing import Any
 
-from wv_bench.loader_report import about
+from wv_bench.loader_report import about, cpu_text
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c1c1c; --faint: #6b6b6b; --ours: #0b6e4f; --peer: #8d99ae;
@@ -47,7 +47,7 @@ def chart(result: dict[str, Any]) -> str:
 
 def _bar(row: dict[str, Any], longest: float) -> str:
     width, low, high = (100 * value / longest for value in (row["rate_median"], min(row["rates"]), max(row["rates"])))
-    facts = [f"{row['cpu_s_per_1000']:.2f} CPU s per 1,000"]
+    facts = [f"{cpu_text(row)} CPU s per 1,000"]
     if "peak_pss_mb" in row:
         facts += [f"{row['peak_pss_mb']:,.0f} MB", f"first batch {row['first_batch_s']:.2f} s"]
     if row["kind"] == "peer" and row["ours_over_this"]:

@@ -19,6 +19,8 @@ class Inputs:
     """Class folders of image files."""
     tars: tuple[Path, ...]
     samples: int
+    set_samples: int
+    """Of the whole data set, of which these are the first."""
     mb: float
     """Image files alone, in MB."""
     root: Path
@@ -49,6 +51,7 @@ def prepare(shards: Path, work: Path, wanted: int) -> Inputs:
             folder=folder,
             tars=tuple(dataset.shard_path(shard).resolve() for shard in range(count)),
             samples=samples,
+            set_samples=dataset.manifest.samples,
             mb=float(dataset.index["size"][:samples].sum(dtype="int64")) / 1e6,
             root=root,
         )

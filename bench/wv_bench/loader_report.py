@@ -51,6 +51,7 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
                 "rate_median": row.median_rate,
                 "rate_min": min(row.rates),
                 "cpu_s_per_1000": statistics.median(row.cpu_s_per_1000),
+                "cpu_step_s_per_1000": row.cpu_step_s_per_1000,
                 "ours_over_this": _ratio(best, row),
                 "share_of_ceiling": _ratio(row, ceiling),
             }
@@ -62,6 +63,14 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
                 }
         shown.append(values)
     return {"title": title, "machine": about, "best": None if best is None else best.contestant.label, "rows": shown}
+
+
+def cpu_text(row: dict[str, Any]) -> str:
+    """A row's processor seconds per 1,000 images; less than the clock shows is no zero."""
+    seconds, step = row["cpu_s_per_1000"], row["cpu_step_s_per_1000"]
+    if seconds < step:
+        return f"<{step:.1g}"
+    return f"{seconds:.{2 if seconds >= 1 else 3}f}"
 
 
 def print_table(console: Console, result: dict[str, Any]) -> None:
@@ -105,7 +114,10 @@ def about(result: dict[str, Any]) -> list[str]:
     lines = [f"{machine['processor']}, {machine['cores']} cores, load before {machine['load']}"]
     lines.append(f"Python {machine['python']}, {ours}")
     if versions:
-        lines.append("peers: " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items())))
+        lines.append(
+            f"peers, on {machine['peers_pillow']}: "
+            + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+        )
     return [*lines, machine["command"]]
 
 
@@ -119,7 +131,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{ours['median']:.2f}" if ours and measured else "",
         f"{ours['min']:.2f}" if ours and measured else "",
         f"{ceiling['median']:.2f}" if ceiling and measured else "",
-        f"{row['cpu_s_per_1000']:.2f}",
+        cpu_text(row),
         f"{row['peak_pss_mb']:,.0f}" if measured else "",
         f"{row['first_batch_s']:.2f}" if measured else "",
     ]

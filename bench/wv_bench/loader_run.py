@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,8 @@ class Row:
     rates: list[float] = field(default_factory=list)
     """Images a second of each timed epoch."""
     cpu_s_per_1000: list[float] = field(default_factory=list)
+    cpu_step_s_per_1000: float = 0.0
+    """The smallest difference that the kernel's clock of processor time shows."""
 
     def fail(self, error: ContestantError) -> None:
         """Keep the reason; what was measured before stays out of the table."""
@@ -233,13 +235,20 @@ class Running:
 
 
 def measure(
-    contestants: Sequence[Contestant], *, repeats: int, watched_epochs: int, logs: Path, timeout_s: float
+    contestants: Sequence[Contestant],
+    *,
+    repeats: int,
+    watched_epochs: int,
+    logs: Path,
+    timeout_s: float,
+    after_round: Callable[[list[Row], int], None],
 ) -> list[Row]:
     """Prepare, watch and time all contestants.
 
     First each alone: its format is written, and in a fresh process the first batch is timed and the memory watched
     (alone, because libraries that several processes map would count for less). Then all are started, warmed up by an
-    epoch, and run in turn, `repeats` rounds, each round beginning with another.
+    epoch, and run in turn, `repeats` rounds, each round beginning with another. `after_round` is given what is known by
+    then and the rounds so far: whoever ran well has as many rates.
     """
     rows = [Row(contestant=contestant) for contestant in contestants]
     for at, row in enumerate(rows):
@@ -269,9 +278,11 @@ def measure(
                     answer, cpu_s = running[at].epoch(number + 1)
                     row.rates.append(answer["samples"] / answer["seconds"])
                     row.cpu_s_per_1000.append(1000 * cpu_s / answer["samples"])
+                    row.cpu_step_s_per_1000 = 1000 / _TICKS / answer["samples"]
                     running[at].settle()
                 except ContestantError as error:
                     row.fail(error)
+            after_round(rows, number + 1)
     finally:
         for process in running.values():
             process.hang_up()  # all at once: they end in parallel

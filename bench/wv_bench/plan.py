@@ -1,6 +1,5 @@
 """`wv-bench plan`: what a plan does to the classes, how well it mixes, what it reads, and what it costs to make."""
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from wv_bench.measure import machine
+from wv_bench.options import OutputFile, json_option, write_json
 from wv_bench.plan_measures import buffered_bytes, exposure, meetings, mixing, reading
 from wv_bench.plan_page import write_page
 from wv_bench.plan_subjects import Subject, from_list, from_shards, synthetic
-from wv_loader import LoaderError
 from wv_loader.plan import EpochPlan, Plan, PlanOptions
-from wv_shards import ShardsError
 
 _CLASSES_SHOWN = 12
 _RANDOM_BATCHES = 200
@@ -56,8 +54,8 @@ class _Schedule(click.ParamType[tuple[float, ...]]):
 @click.option("--exclude", multiple=True, type=click.Path(path_type=Path), help="Overlay of samples not to be shown.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(1), help="Over which shows are counted.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write charts to this page.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, all classes.")
+@click.option("--html", type=OutputFile(), help="Write charts to this page.")
+@json_option()
 def command(
     shards: Path | None,
     file_list: Path | None,
@@ -66,7 +64,7 @@ def command(
     exclude: tuple[Path, ...],
     epochs: int,
     html: Path | None,
-    as_json: bool,
+    json_file: Path | None,
     **options: Any,
 ) -> None:
     """Exposure of every class, quality of the shuffle, bytes read and buffered, seconds and memory of planning.
@@ -87,13 +85,11 @@ def command(
         plan_options = PlanOptions(**options)
         subject = _subject(shards, file_list, synthetic, classes, exclude)
         result = _measure(subject, plan_options, epochs)
-    except (ValueError, LoaderError, ShardsError) as error:
+    except ValueError as error:
         raise click.ClickException(str(error)) from error
     if html is not None:
         write_page(html, result)
-    if as_json:
-        print(json.dumps(result))
-    else:
+    if write_json(json_file, result):
         _print(result)
 
 

@@ -11,6 +11,9 @@ _LEFT, _RIGHT, _TOP, _FLOOR = 70, 16, 14, 262
 _MOST_POINTS = 600
 """Of a line; more would only be drawn over one another."""
 
+_MOST_TICKS = 12
+"""With as many places on the axis each has its number; with more, five have."""
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --rule: #ddd; --a: #999; --b: #0a6ebd; }
 @media (prefers-color-scheme: dark) {
@@ -73,7 +76,11 @@ def _chart(
     *,
     stretched: bool = False,
 ) -> str:
-    """Two lines over x: heights from 0, or by powers of ten where they differ a hundredfold; `stretched`: x too."""
+    """Two lines over x, if there is any. Heights are from 0, or by powers of ten where they differ a hundredfold;
+    `stretched`: x too.
+    """
+    if not x:
+        return f"<h2>{html.escape(title)}</h2><p>No whole batch in an epoch.</p>"
     heights = [value for value in (*ideal, *measured) if value > 0]
     low, high = min(heights, default=1.0), max(heights, default=1.0)
     powers = high > 100 * low
@@ -98,13 +105,18 @@ def _chart(
         f'<text x="{_LEFT - 6}" y="{up(mark) + 4:.1f}" text-anchor="end">{mark:,.4g}</text>'
         for mark in marks
     ]
-    ticks = x if stretched else [x[len(x) * part // 4] if part < 4 else x[-1] for part in range(5)]
+    ticks = (
+        x if stretched or len(x) <= _MOST_TICKS else [x[len(x) * part // 4] if part < 4 else x[-1] for part in range(5)]
+    )
     parts += [
         f'<text x="{across(tick):.1f}" y="{_FLOOR + 18}" text-anchor="middle">{tick:,}</text>'
         for tick in dict.fromkeys(ticks)
     ]
     parts.append(f'<text x="{_WIDE / 2}" y="{_HIGH - 4}" text-anchor="middle">{html.escape(unit)}</text>')
     for css, line in (("ideal", ideal), ("measured", measured)):
+        if len(line) == 1:  # a line needs two ends to be seen
+            parts.append(f'<path class="{css}" d="M{across(x[0]) - 4:.1f} {up(line[0]):.1f}h8"/>')
+            continue
         points = " L".join(f"{across(a):.1f} {up(b):.1f}" for a, b in zip(x, line, strict=True))
         parts.append(f'<path class="{css}" d="M{points}"/>')
     key = "".join(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from wv_bench.plan import command
+from wv_bench.cli import main
 from wv_bench.plan_measures import buffered_bytes, exposure, meetings, mixing, reading
 from wv_bench.plan_subjects import Subject, from_list, from_shards, synthetic
 from wv_loader.plan import Plan, PlanOptions
@@ -19,7 +19,7 @@ from wv_shards import Overlay
 
 
 def run(*arguments: object) -> dict[str, Any]:
-    done = CliRunner().invoke(command, [*map(str, arguments), "--json"])
+    done = CliRunner().invoke(main, ["plan", *map(str, arguments), "--json"])
     assert done.exit_code == 0, done.output
     result: dict[str, Any] = json.loads(done.output)
     return result
@@ -153,11 +153,21 @@ def test_shards_are_reported_with_a_page(small_dataset: Path, tmp_path: Path) ->
     charts = [f"<svg{part.split('</svg>')[0]}</svg>" for part in text.split("<svg")[1:]]
     lines = [[path.get("d") for path in ElementTree.fromstring(chart).iter("path")] for chart in charts]
     assert len(lines) == 2
+    marks = [text.text for text in ElementTree.fromstring(charts[0]).iter("text") if text.get("y") == "280"]
+    assert marks == ["1", "2", "3", "4", "5", "6"]  # every class of a few has its number
     assert all("nan" not in str(line) for chart in lines for line in chart)
-    done = CliRunner().invoke(command, [str(small_dataset), "--batch-size", "32"])
+    done = CliRunner().invoke(main, ["plan", str(small_dataset), "--batch-size", "32"])
     assert done.exit_code == 0
     for word in ("target", "achieved", "distinct classes", "dispersion", "apart", "read amplification", "buffered"):
         assert word in done.output
+
+
+def test_a_single_place_on_an_axis_is_seen(small_dataset: Path, tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    run(small_dataset, "--batch-size", 200, "--balance", 1, "--html", page)  # one whole batch: one place
+    assert page.read_text().count('h8"/>') == 2
+    run(small_dataset, "--batch-size", 4096, "--html", page)
+    assert "No whole batch in an epoch." in page.read_text()
 
 
 def test_the_lists_of_webvision_are_planned_without_images(test_data: Path) -> None:
@@ -182,7 +192,7 @@ def test_the_lists_of_webvision_are_planned_without_images(test_data: Path) -> N
     ],
 )
 def test_what_can_not_be_planned_is_refused_in_a_line(arguments: list[str], code: int, message: str) -> None:
-    done = CliRunner().invoke(command, arguments)
+    done = CliRunner().invoke(main, ["plan", *arguments])
     assert done.exit_code == code
     assert message in done.output
     assert "Traceback" not in done.output

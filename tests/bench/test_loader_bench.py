@@ -4,8 +4,9 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from wv_bench import cli
-from wv_bench.loader_report import document
+from wv_bench.loader_report import cpu_text, document
 from wv_bench.loader_run import Contestant, Row, measure
 
 SETUP = {"folder": "", "tars": [], "work": "", "samples": 8, "size_px": 8, "batch_size": 2, "batches": 4, "workers": 1,
@@ -41,8 +42,16 @@ def peer(epoch: str, name: str = "peer", before: str = "") -> Contestant:
     )
 
 
-def measured(tmp_path: Path, *contestants: Contestant, repeats: int = 1, timeout_s: float = 30) -> list[Row]:
-    return measure(contestants, repeats=repeats, watched_epochs=1, logs=tmp_path, timeout_s=timeout_s)
+def measured(
+    tmp_path: Path,
+    *contestants: Contestant,
+    repeats: int = 1,
+    timeout_s: float = 30,
+    after_round: Callable[[list[Row], int], None] = lambda _rows, _rounds: None,
+) -> list[Row]:
+    return measure(
+        contestants, repeats=repeats, watched_epochs=1, logs=tmp_path, timeout_s=timeout_s, after_round=after_round
+    )
 
 
 def run(*arguments: object) -> Result:
@@ -96,6 +105,11 @@ def test_ours_and_torch_run_and_an_absent_peer_is_a_row(small_dataset: Path, tmp
     page.feed((tmp_path / "chart.html").read_text())
     assert page.open == []
     assert page.rects == 2
+    for text in (figures["title"], figures["machine"]["peers_pillow"]):
+        assert text in page.text
+        assert text in " ".join(result.output.split())
+    assert "224 images an epoch, of 239 in the set" in figures["title"]
+    assert f"Pillow {version('pillow')}" in figures["machine"]["peers_pillow"]
     assert f"{rows['ours, pillow']['rate_median']:,.0f}" in page.text
     assert "No module named 'litdata'" in page.text
 
@@ -113,6 +127,7 @@ def test_whatever_a_peer_does_is_a_row_and_the_others_go_on(tmp_path: Path) -> N
     )
     assert not good.problem
     assert len(good.rates) == 1
+    assert good.cpu_step_s_per_1000 == 1000 / os.sysconf("SC_CLK_TCK") / 8
     assert absent.skipped
     assert absent.problem == "No module named 'no_such_package_of_ours'"
     assert (broken.skipped, broken.problem) == (False, "ended with 1: RuntimeError: worker died")
@@ -140,6 +155,39 @@ def test_contestants_take_turns_and_begin_in_turn(tmp_path: Path) -> None:
     note = f"open({str(order)!r}, 'a').write(sys.argv[0] and NAME + str(number) + ' ')\nyield 2"
     measured(tmp_path, *(peer(note, name, before=f"NAME = {name!r}\n") for name in ("a", "b")), repeats=3)
     assert order.read_text().split() == ["a0", "b0", "a0", "b0", "a1", "b1", "b2", "a2", "a3", "b3"]
+
+
+def test_a_run_that_is_stopped_has_kept_its_rounds(tmp_path: Path) -> None:
+    kept: list[tuple[int, list[int]]] = []
+
+    def stop(rows: list[Row], rounds: int) -> None:
+        figures = document("", rows, {})
+        kept.append((rounds, [len(row["rates"]) for row in figures["rows"]]))
+        if rounds == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, peer("yield 2", "a"), peer("yield 2", "b"), repeats=3, after_round=stop)
+    assert kept == [(1, [1, 1]), (2, [2, 2])]
+
+
+def test_figures_are_in_the_file_after_each_round(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, after_round: Callable[[list[Row], int], None], **__: object) -> None:
+        after_round([], 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wv_bench.loader.measure", stopped)
+    assert run(small_dataset, "--batch-size", 32, "--json", tmp_path / "figures.json").exit_code == 1
+    assert json.loads((tmp_path / "figures.json").read_text())["title"].endswith(", 2 rounds")
+
+
+def test_little_processor_time_is_no_zero() -> None:
+    def text(seconds: float) -> str:
+        return cpu_text({"cpu_s_per_1000": seconds, "cpu_step_s_per_1000": 0.00333})
+
+    assert [text(s) for s in (0.0, 0.003, 0.01, 0.1234, 1.234)] == ["<0.003", "<0.003", "0.010", "0.123", "1.23"]
 
 
 def test_a_peer_that_never_stops_is_timed_without_what_it_made_while_idle(tmp_path: Path) -> None:

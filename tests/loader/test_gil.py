@@ -50,3 +50,9 @@ def test_the_command_says_how_many_cores_a_process_can_feed(small_dataset: Path)
     result = json.loads(CliRunner().invoke(main, [*arguments, "--batches", "2", "--json"]).output)
     assert result["images"] == 32
     assert 0 < result["gil_us_per_image"] < result["cpu_us_per_image"]
+
+
+def test_slots_without_an_image_do_not_count(small_dataset: Path) -> None:
+    arguments = ["gil", str(small_dataset), "--engine", "pillow", "--size-px", "8", "--batch-size", "160"]
+    result = json.loads(CliRunner().invoke(main, [*arguments, "--batches", "2", "--json"]).output)
+    assert result["images"] == 239  # a batch of 160 and one of 79
