@@ -1,5 +1,6 @@
 """An option that can't be is refused in one line, by name, with what was found; numbers of NumPy and torch are fine."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,24 @@ def test_the_last_epoch_that_may_be_can_be_planned(small_dataset: Path, max_repe
     with loading(small_dataset, max_repeat=max_repeat, balance=0.0) as loader:
         loader.set_epoch(loader.options.last_epoch)
         assert loader.epoch_samples == pytest.approx(loader.num_samples, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        ({"batch_size": 97, "processes": 2}, ["batch_size=96", "streams=97"]),
+        ({"batch_size": 24, "processes": 2, "streams": 1}, ["streams=2"]),
+        ({"batch_size": 22, "processes": 12, "rank": 0, "world_size": 2}, ["batch_size=24"]),
+        ({"batch_size": 100, "processes": 30, "rank": 1, "world_size": 2}, ["batch_size=120", "streams=100"]),
+        ({"batch_size": 22, "processes": 100}, []),
+    ],
+)
+def test_where_the_batch_size_gives_too_few_streams_it_is_named_and_what_is_proposed_works(
+    small_dataset: Path, options: dict[str, int], choices: list[str]
+) -> None:
+    with pytest.raises(LoaderError, match=f"batch_size {options['batch_size']} is read as") as raised:
+        loading(small_dataset, **options)
+    found = re.findall(r"(batch_size|streams)=(\d+)", str(raised.value))
+    assert [f"{name}={value}" for name, value in found] == choices
+    for name, value in found:
+        loading(small_dataset, **{**options, name: int(value)}).close()

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 import select
 import signal
 import subprocess
@@ -130,27 +129,6 @@ def test_more_processes_than_there_is_to_share_are_refused(
 ) -> None:
     with pytest.raises(LoaderError, match=message):
         make(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "choices"),
-    [
-        ({"batch_size": 97, "processes": 2}, ["batch_size=96", "streams=97"]),
-        ({"batch_size": 24, "processes": 2, "streams": 1}, ["streams=2"]),
-        ({"batch_size": 22, "processes": 12, "rank": 0, "world_size": 2}, ["batch_size=24"]),
-        ({"batch_size": 100, "processes": 30, "rank": 1, "world_size": 2}, ["batch_size=120", "streams=100"]),
-        ({"batch_size": 22, "processes": 100}, []),
-    ],
-)
-def test_where_the_batch_size_gives_too_few_streams_it_is_named_and_what_is_proposed_works(
-    make: Callable[..., Loader], options: dict[str, int], choices: list[str]
-) -> None:
-    with pytest.raises(LoaderError, match=f"batch_size {options['batch_size']} is read as") as raised:
-        make(**options)
-    found = re.findall(r"(batch_size|streams)=(\d+)", str(raised.value))
-    assert [f"{name}={value}" for name, value in found] == choices
-    for name, value in found:
-        make(**{**options, name: int(value)}).close()
 
 
 def test_a_second_loop_over_the_same_processes_is_refused(make: Callable[..., Loader]) -> None:
