@@ -122,6 +122,8 @@ def test_the_last_epoch_that_may_be_can_be_planned(small_dataset: Path, max_repe
     with loading(small_dataset, max_repeat=max_repeat, balance=0.0) as loader:
         loader.set_epoch(loader.options.last_epoch)
         assert loader.epoch_samples == pytest.approx(loader.num_samples, rel=0.2)
+        visits = (loader.options.last_epoch + 1) * int(max_repeat * 2**32) + 2**32 - 1  # as the plan counts them
+        assert 2**62 < visits < 2**63
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,7 @@ def test_the_last_epoch_that_may_be_can_be_planned(small_dataset: Path, max_repe
     [
         ({"batch_size": 97, "processes": 2}, ["batch_size=96", "streams=97"]),
         ({"batch_size": 24, "processes": 2, "streams": 1}, ["streams=2"]),
+        ({"batch_size": 24, "processes": 5, "streams": 1}, ["streams=6"]),
         ({"batch_size": 22, "processes": 12, "rank": 0, "world_size": 2}, ["batch_size=24"]),
         ({"batch_size": 100, "processes": 30, "rank": 1, "world_size": 2}, ["batch_size=120", "streams=100"]),
         ({"batch_size": 22, "processes": 100}, []),
