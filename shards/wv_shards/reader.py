@@ -5,6 +5,7 @@ Reads are `pread` by (offset, size), so a file that shrinks is an error of one r
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,8 @@ class Dataset:
         np.cumsum([shard.samples for shard in manifest.shards], out=self.shard_starts[1:])
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, int] = OrderedDict()  # shard → descriptor, least recently used first
-        self._busy: dict[int, list[int]] = {}  # shard → [descriptor, readers]
+        self._busy: dict[int, list[int]] = {}  # shard → [descriptor, readers]; a reader refers to this object
+        weakref.finalize(self, _close_all, self._idle).atexit = False
 
     @classmethod
     def open(cls, directory: Path | str) -> Self:
@@ -64,8 +66,7 @@ class Dataset:
     def close(self) -> None:
         """Close the shards' files. The data set can be read from again; it then opens them anew."""
         with self._lock:
-            while self._idle:
-                os.close(self._idle.popitem()[1])
+            _close_all(self._idle)
 
     def shard_of(self, ordinals: ArrayLike) -> NDArray[np.int64]:
         """Shard number of each ordinal, same shape."""
@@ -159,3 +160,8 @@ class Dataset:
                     self._idle[shard] = self._busy.pop(shard)[0]
                     if len(self._idle) > MAX_OPEN_SHARDS:
                         os.close(self._idle.popitem(last=False)[1])
+
+
+def _close_all(idle: OrderedDict[int, int]) -> None:
+    while idle:
+        os.close(idle.popitem()[1])
