@@ -192,6 +192,8 @@ class Workers:
                         self._fail(worker.obituary())
                     return
                 self._handle(worker, message)
+                if self.error is not None:
+                    return
 
     def _handle(self, worker: "_Worker", message: Decoded | Broken | Ended) -> None:
         match message:
@@ -200,7 +202,9 @@ class Workers:
                     self._ended += 1
                     self._changed.notify_all()
             case Broken(number, error):
-                if (pending := self._pending.get(number)) is not None and not pending.future.done():
+                if number is None:
+                    self._fail(str(error))
+                elif (pending := self._pending.get(number)) is not None and not pending.future.done():
                     pending.future.set_exception(error)
             case Decoded(number, failures, read_seconds, read_bytes, decode_seconds, late_seconds, io_errors):
                 self._stats.add_read(read_seconds, read_bytes)
@@ -217,13 +221,14 @@ class Workers:
 
     def _fail(self, message: str) -> None:
         with self._changed:
-            self.error = LoaderError(message)
+            if self.error is None:  # else this follows from what was first
+                self.error = LoaderError(message)
             pending = list(self._pending.values())
             self._pending.clear()
             self._changed.notify_all()
         for batch in pending:
             if not batch.future.done():
-                batch.future.set_exception(LoaderError(message))
+                batch.future.set_exception(LoaderError(str(self.error)))
 
 
 class ProcessStage:

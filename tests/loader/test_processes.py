@@ -1,7 +1,9 @@
 """Worker processes: the batches of threads bit for bit, and no process, memory or descriptor left behind."""
 
 import gc
+import itertools
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -108,6 +110,18 @@ def test_an_exception_in_a_worker_reaches_the_consumer_with_its_traceback(
     notes = "\n".join(raised.value.__notes__)
     assert "in batch 0 of the loader" in notes
     assert 'raise RuntimeError("decoder on fire")' in notes
+
+
+def test_a_worker_that_may_open_too_few_files_says_so(make: Callable[..., Loader]) -> None:
+    with make(processes=2) as loader:
+        next(iter(loader))
+        workers = loader._supply.workers
+        assert workers is not None
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for pid in workers.pids:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+        with pytest.raises(LoaderError, match=r"a worker process of the loader may open 3 files, which is too few"):
+            list(itertools.chain(loader, loader))  # keeps all batches
 
 
 class BrokenEngine:
