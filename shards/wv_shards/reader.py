@@ -29,7 +29,8 @@ from wv_shards.tables import SAMPLES_FILE
 MAX_OPEN_SHARDS = 256
 """Shards that a data set keeps open, at most, and at most a quarter of what the process may open: often 1,024."""
 
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+"""A pipe in a shard's place opens at once, and then can't be read; for files the last flag means nothing."""
 
 
 class Dataset:

@@ -127,6 +127,13 @@ def unreadable(directory: Path, dataset: Dataset) -> set[int]:
     return samples_of(dataset, SHARD)
 
 
+def pipe(directory: Path, dataset: Dataset) -> set[int]:
+    """Nobody writes into it."""
+    dataset.shard_path(SHARD).unlink()
+    os.mkfifo(dataset.shard_path(SHARD))
+    return samples_of(dataset, SHARD)
+
+
 def scramble(directory: Path, dataset: Dataset) -> set[int]:
     """Bytes that no decoder takes, under a checksum that fits them: as in shards that somebody else wrote."""
     index = np.load(directory / "index.npy")
@@ -158,6 +165,7 @@ Damage = Callable[[Path, Dataset], set[int]]
         (truncate, {"short-read"}),
         (delete, {"io-error"}),
         (unreadable, {"io-error"}),
+        (pipe, {"io-error"}),
         (replace, {"checksum", "short-read"}),
         (scramble, {"decode"}),
         (flag, {"known-bad"}),
