@@ -97,7 +97,6 @@ class Workers:
         self._changed = threading.Condition()
         self._pending: dict[int, _Pending] = {}
         self._ended = 0
-        self._in_loop = False
         self._closing = False
         self.error: LoaderError | None = None
         """Why no more work is possible, or None."""
@@ -114,14 +113,7 @@ class Workers:
         return self._buffers.take()
 
     def begin(self) -> "ProcessStage":
-        """What reads and decodes in one loop over the loader.
-
-        Raises:
-            LoaderError: another loop has not been left.
-        """
-        if self._in_loop:
-            raise LoaderError("one loop at a time over a loader with worker processes: leave the other one first")
-        self._in_loop = True
+        """What reads and decodes in one loop over the loader; the one before has been left."""
         return ProcessStage(self)
 
     def close(self) -> None:
@@ -159,7 +151,6 @@ class Workers:
         with self._changed:
             self._changed.wait_for(lambda: self._ended == len(self._workers) or self.error is not None)
             self._pending.clear()
-        self._in_loop = False
 
     def _allocate(self) -> Pixels:
         while self._dropped:

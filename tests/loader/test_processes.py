@@ -145,16 +145,6 @@ def test_more_processes_than_there_is_to_share_are_refused(
         make(**options)
 
 
-def test_a_second_loop_over_the_same_processes_is_refused(make: Callable[..., Loader]) -> None:
-    with make(processes=1) as loader:
-        first = iter(loader)
-        next(first)
-        with pytest.raises(LoaderError, match="one loop at a time"):
-            next(iter(loader))
-        first.close()  # type: ignore[attr-defined]
-        assert list(loader)
-
-
 SCRIPT = """
 import gc, sys, threading
 from wv_loader import Loader
