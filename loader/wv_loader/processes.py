@@ -149,8 +149,20 @@ class Workers:
         self._ended = 0
         self.send(lambda _: End())
         with self._changed:
-            self._changed.wait_for(lambda: self._ended == len(self._workers) or self.error is not None)
+            ended = self._changed.wait_for(self._has_ended, _PATIENCE_S)
+        if not ended:
+            self.kill()
+        with self._changed:
             self._pending.clear()
+
+    def _has_ended(self) -> bool:
+        return self._ended == len(self._workers) or self.error is not None or self._closing
+
+    def kill(self) -> None:
+        """End processes that may have been stopped or stand in a read; the next loop starts new ones."""
+        self._fail(f"worker processes of the loader did not answer within {_PATIENCE_S:g} s, and were killed")
+        for worker in self._workers:
+            worker.process.kill()
 
     def _allocate(self) -> Pixels:
         while self._dropped:
@@ -259,9 +271,12 @@ class ProcessStage:
             return self._workers.decode(job, pixels)
 
     def close(self) -> None:
-        """Wait until the workers have dropped what is not done; they stay."""
-        with self._closing:
-            self._closed = True
+        """Wait until the workers have dropped what is not done; they stay, unless that takes too long."""
+        if not self._closing.acquire(timeout=_PATIENCE_S):  # a send holds it, to a process that takes nothing
+            self._workers.kill()
+            self._closing.acquire()
+        self._closed = True
+        self._closing.release()
         self._workers.end()
 
 
@@ -302,7 +317,8 @@ class _Worker:
             self.process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a read that can't be interrupted
+                self.process.wait(_PATIENCE_S)
         self.connection.close()
 
     def obituary(self) -> str:

@@ -112,6 +112,22 @@ def test_an_exception_in_a_worker_reaches_the_consumer_with_its_traceback(
     assert 'raise RuntimeError("decoder on fire")' in notes
 
 
+def test_a_worker_that_was_stopped_holds_nobody_up(
+    make: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wv_loader.processes._PATIENCE_S", 0.2)
+    with make(processes=2) as loader:
+        batches = iter(loader)
+        next(batches)
+        assert loader._supply.workers is not None
+        pids = loader._supply.workers.pids
+        os.kill(pids[0], signal.SIGSTOP)
+        batches.close()  # type: ignore[attr-defined]
+        assert [batch.index for batch in loader] == list(range(1, 10))
+        for pid in pids:
+            await_end(pid)
+
+
 def test_a_worker_that_may_open_too_few_files_says_so(make: Callable[..., Loader]) -> None:
     with make(processes=2) as loader:
         next(iter(loader))
