@@ -297,6 +297,7 @@ class Loader:
         self._faults.begin(plan.batches * len(self._share.slots), afresh=self._position == 0)
         epoch, numbers = self._epoch, range(self._position, plan.batches)
         with self._loops.begin() as loop:
+            loop.push(self._end_workers)
             delivery = self._start(loop, plan, epoch, numbers)
             for number in numbers:
                 self._loops.check(loop)
@@ -343,6 +344,11 @@ class Loader:
         delivery = loop.enter_context(ahead)
         loop.enter_context(pipeline)
         return delivery
+
+    def _end_workers(self, kind: type[BaseException] | None, *_: object) -> None:
+        """They do not outlive an error, whose traceback may keep the loader alive; the next loop starts new ones."""
+        if kind is not None and kind is not GeneratorExit:
+            self._supply.close()
 
     def _close_epoch(self) -> None:
         """The next epoch follows where all batches of this one were taken."""

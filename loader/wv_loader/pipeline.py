@@ -112,6 +112,7 @@ class Pipeline:
             for batch in self._under_way:
                 if not batch.done():
                     batch.set_exception(_Stopped())
+            self._under_way.clear()
             self._announced.notify_all()
 
     def take(self) -> Result:
@@ -127,9 +128,13 @@ class Pipeline:
             if not self._under_way:
                 raise _Stopped
             future = self._under_way[0]
-        result = future.result()
+        try:
+            result = future.result()
+        finally:
+            del future  # an error in it would lead back to it by this frame
         with self._announced:
-            self._under_way.popleft()
+            if not self._stopping:
+                self._under_way.popleft()
         self._decode_room.release()
         self._read_room.release()
         return result

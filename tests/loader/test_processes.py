@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,36 @@ def test_a_worker_that_was_stopped_holds_nobody_up(
         assert [batch.index for batch in loader] == list(range(1, 10))
         for pid in pids:
             await_end(pid)
+
+
+def no_children() -> bool:
+    """None that runs; those that have ended are waited for."""
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    return not [pid for pid in children if "wv_loader" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.parametrize("where", ["transform", "body", "left"])
+def test_workers_do_not_outlive_an_exception_though_nobody_closes_the_loader(
+    make: Callable[..., Loader], where: str
+) -> None:
+    def transform(batch: Batch) -> Batch:
+        if where == "transform" and batch.index == 1:
+            raise RuntimeError("broken")
+        return batch
+
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(RuntimeError):
+            for batch in make(processes=2, transform=transform):
+                assert not no_children()
+                if where == "left":
+                    break
+                if batch.index == 1:
+                    raise RuntimeError("broken")
+        assert no_children()
+    finally:
+        gc.enable()
 
 
 def test_a_worker_that_may_open_too_few_files_says_so(make: Callable[..., Loader]) -> None:
