@@ -174,9 +174,11 @@ class Pipeline:
             with self._announced:
                 self._under_way.append(result)
                 self._announced.notify()
-            if result.done() and result.exception() is not None:
+            failed = result.done() and result.exception() is not None
+            # Or the memory of the batch would not be free while this thread waits, and an error would lead to itself.
+            del order, result
+            if failed:
                 return
-            del order, result  # or the memory of the batch would not be free while this thread waits
 
     def _start(self, order: Order, result: "Future[Result]") -> None:
         images = self._memory()
