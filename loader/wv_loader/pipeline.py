@@ -163,10 +163,12 @@ class Pipeline:
             if self._stopping:
                 return
             result: Future[Result] = Future()
+            finish = None
             try:
                 if isinstance(order, BaseException):
                     raise order
-                self._start(order, result)
+                finish = _Finish(order, self._memory(), result)
+                self._stage.decode(order.job, finish.images.numpy()).add_done_callback(finish)
                 self._begun.set()
             except BaseException as error:
                 error.add_note(f"in batch {number} of the loader")
@@ -176,13 +178,9 @@ class Pipeline:
                 self._announced.notify()
             failed = result.done() and result.exception() is not None
             # Or the memory of the batch would not be free while this thread waits, and an error would lead to itself.
-            del order, result
+            del order, result, finish
             if failed:
                 return
-
-    def _start(self, order: Order, result: "Future[Result]") -> None:
-        images = self._memory()
-        self._stage.decode(order.job, images.numpy()).add_done_callback(_Finish(order, images, result))
 
 
 class _Stopped(BaseException):
