@@ -31,7 +31,7 @@ from wv_loader.stage import Failures, Job
 from wv_loader.state import make_state, position_of
 from wv_loader.stats import LoaderStats
 from wv_loader.supply import Supply
-from wv_shards import Dataset
+from wv_shards import INDEX_FILE, Dataset, check_index
 
 
 class Loader:
@@ -110,7 +110,7 @@ class Loader:
                 there, and all ranks may share it.
 
         Raises:
-            ShardsError: no finished data set of this format.
+            ShardsError: no finished data set of this format, or one whose index is damaged.
             LoaderError: an option that can't be; the message says which.
         """
         if size_px < 1:
@@ -122,6 +122,7 @@ class Loader:
         self.transform = transform
         self.device = find_device(device)
         self.dataset = Dataset.open(directory)
+        check_index(self.dataset.directory / INDEX_FILE, self.dataset.manifest.index_checksum)
         self.rank, self.world_size = find_rank(rank, world_size)
         taus = (float(balance),) if isinstance(balance, (int, float)) else tuple(float(tau) for tau in balance)
         layout = layout_of(self.dataset, exclude)

@@ -210,16 +210,22 @@ def test_a_rank_without_samples_repeats_one_in_evaluation(make: Callable[..., Lo
     assert total % 24
 
 
-def bad_dataset(draw_dataset: Callable[..., Path], directory: Path, bad: list[int]) -> Path:
+Reseal = Callable[[Path], None]
+
+
+def bad_dataset(draw_dataset: Callable[..., Path], reseal: Reseal, directory: Path, bad: list[int]) -> Path:
     draw_dataset(directory, [40, 8])
     index = np.load(directory / "index.npy")
     index["flags"][bad] = FLAG_BAD
     np.save(directory / "index.npy", index)
+    reseal(directory)
     return directory
 
 
-def test_masked_slots_show_other_samples_of_the_batch(draw_dataset: Callable[..., Path], tmp_path: Path) -> None:
-    directory = bad_dataset(draw_dataset, tmp_path / "shards", [1, 5, 6, 30])
+def test_masked_slots_show_other_samples_of_the_batch(
+    draw_dataset: Callable[..., Path], reseal: Reseal, tmp_path: Path
+) -> None:
+    directory = bad_dataset(draw_dataset, reseal, tmp_path / "shards", [1, 5, 6, 30])
     options = {"batch_size": 12, "size_px": 8, "augment": Augment(crop_scale=(1.0, 1.0), flip=0.0)}
     whole = list(Loader(directory, **options))  # type: ignore[arg-type]
     for (images, labels), batch in zip(
@@ -238,8 +244,10 @@ def test_masked_slots_show_other_samples_of_the_batch(draw_dataset: Callable[...
     assert len(shown) == 44
 
 
-def test_where_nothing_can_be_shown_timms_loop_is_told(draw_dataset: Callable[..., Path], tmp_path: Path) -> None:
-    directory = bad_dataset(draw_dataset, tmp_path / "shards", list(range(48)))
+def test_where_nothing_can_be_shown_timms_loop_is_told(
+    draw_dataset: Callable[..., Path], reseal: Reseal, tmp_path: Path
+) -> None:
+    directory = bad_dataset(draw_dataset, reseal, tmp_path / "shards", list(range(48)))
     with pytest.raises(LoaderError, match="batch 0: this rank has no sample that can be shown"):
         list(TimmLoader(Loader(directory, batch_size=12, size_px=8, bad_budget=None), mean=MEAN, std=STD))
 

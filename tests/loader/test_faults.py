@@ -172,12 +172,19 @@ Damage = Callable[[Path, Dataset], set[int]]
     ],
 )
 def test_bad_samples_cost_their_slots_and_nothing_else(
-    engine: str, small_dataset: Path, shards: Path, tmp_path: Path, damage: Damage, reasons: set[str]
+    engine: str,
+    small_dataset: Path,
+    shards: Path,
+    tmp_path: Path,
+    damage: Damage,
+    reasons: set[str],
+    reseal: Callable[[Path], None],
 ) -> None:
     with Dataset.open(small_dataset) as sound:
         keys = sound.samples_table(["key"]).column("key").to_pylist()
         with Dataset.open(shards) as dataset:
             lost = damage(shards, dataset)
+        reseal(shards)
         for world_size, train in ((1, True), (4, True), (3, False)):
             log = tmp_path / f"{world_size}-{train}.jsonl"
             damaged = epoch_of(shards, world_size, engine=engine, train=train, quarantine=log)
