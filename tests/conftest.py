@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,17 @@ def draw_dataset(
     write_timm_info(directory, manifest)
     manifest.save(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def reseal() -> Callable[[Path], None]:
+    """Makes a manifest fit an index that was changed, as if the data set had been written with it."""
+
+    def fit(directory: Path) -> None:
+        changed = replace(Manifest.load(directory), index_checksum=file_checksum(directory / INDEX_FILE))
+        changed.save(directory)
+
+    return fit
 
 
 def columns_of(schema: pa.Schema, columns: list[list[object]]) -> list[pa.Array]:

@@ -64,12 +64,12 @@ from wv_shards import (
     SAMPLES_FILE,
     TIMM_INFO_FILE,
     ClassInfo,
-    CorruptDataError,
     EarlierInfo,
     Manifest,
     OriginInfo,
     Overlay,
     band_of,
+    check_index,
     file_checksum,
     fsync_directory,
     table_checksums,
@@ -132,8 +132,7 @@ def append(directory: Path, source_path: Path, options: AppendOptions, progress:
         progress.note(f"finished an append that was stopped: {finished.samples:,} images; looking for more")
     before = Manifest.load(directory)
     refuse_lost(directory, before)
-    if file_checksum(directory / INDEX_FILE) != before.index_checksum:
-        raise CorruptDataError(f"{directory / INDEX_FILE}: is damaged; run `wv-ingest verify --repair` first")
+    check_index(directory / INDEX_FILE, before.index_checksum)
     refuse_damaged_tables(directory, before)
     build_options = options_of(
         directory,

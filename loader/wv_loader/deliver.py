@@ -95,6 +95,7 @@ class Delivery:
         self._failed = True
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
+        self._under_way.clear()  # errors in it lead back here by their tracebacks, and to the loader
 
     def take(self) -> tuple[Any, Batch, dict[int, Failure]]:
         """Wait for the next batch: what to hand out, the batch in main memory, the failures of its slots."""

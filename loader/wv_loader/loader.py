@@ -5,6 +5,7 @@ it gets here pipeline.py's.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from wv_loader.engine import make_engine
 from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
 from wv_loader.layout import digest_of, layout_of
+from wv_loader.one_loop import OneLoop
 from wv_loader.options import LoaderOptions, balance_of, exclude_paths
 from wv_loader.parts import Parts
 from wv_loader.pipeline import Order, Pipeline
@@ -31,7 +33,7 @@ from wv_loader.stage import Failures, Job
 from wv_loader.state import make_state, position_of
 from wv_loader.stats import LoaderStats
 from wv_loader.supply import Supply
-from wv_shards import Dataset
+from wv_shards import INDEX_FILE, Dataset, check_index
 
 
 class Loader:
@@ -39,6 +41,9 @@ class Loader:
 
     Iterating yields the batches of the current epoch from the current position; leaving the loop keeps the position.
     When the epoch is through, the next one follows unless `set_epoch` says otherwise.
+
+    There is one loop at a time, which the position belongs to: a new loop ends one that has not been left, as
+    `set_epoch`, `load_state_dict` and `close` do. The ended one's next step raises a LoaderError if batches are left.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class Loader:
                 QuarantineWarning and the run goes on.
 
         Raises:
-            ShardsError: no finished data set of this format.
+            ShardsError: no finished data set of this format, or one whose index is damaged.
             OptionError: an option that can't be; the message says which.
             LoaderError: what this data set or machine does not have.
         """
@@ -143,6 +148,7 @@ class Loader:
         self.transform = options.transform
         self.device = find_device(device)
         self.dataset = Dataset.open(one_path("directory", directory))
+        check_index(self.dataset.directory / INDEX_FILE, self.dataset.manifest.index_checksum)
         self.rank, self.world_size = find_rank(options.rank, options.world_size)
         layout = layout_of(self.dataset, overlays)
         try:
@@ -181,6 +187,7 @@ class Loader:
         self._position = 0
         self._keep_position = False
         self._through = False
+        self._loops = OneLoop()
         self._planned: EpochPlan | None = None
 
     # -- what the data set holds ------------------------------------------------------------------------------------
@@ -229,6 +236,7 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; right after `load_state_dict` of that very epoch, stay at its position."""
         epoch = whole("epoch", epoch, 0, self.options.last_epoch)
+        self._loops.end()
         if not (self._keep_position and epoch == self._epoch):
             self._epoch, self._position = epoch, 0
         self._keep_position = self._through = False
@@ -259,6 +267,7 @@ class Loader:
         batches = self._plan_of(epoch).batches
         if done > batches:
             raise StateMismatchError(f"not a state of this loader: batch {done} of epoch {epoch}, which has {batches}")
+        self._loops.end()
         self._epoch, self._position = epoch, done
         self._keep_position, self._through = True, False
 
@@ -296,14 +305,42 @@ class Loader:
         Raises:
             BadSampleBudgetError: too many samples failed.
             StorageError: nothing can be read any more.
+            LoaderError: the loop was ended by another one, `set_epoch`, `load_state_dict` or `close`.
         """
         asked = self.stats.clock()
+        self._loops.end()
         self._close_epoch()  # a loop that takes as many batches as `len` says, and asks for no more, has not
         plan = self._current_plan()
         self.stats.add_plan(self.stats.clock() - asked)
         self._keep_position = False
         self._faults.begin(plan.batches * len(self._share.slots), afresh=self._position == 0)
         epoch, numbers = self._epoch, range(self._position, plan.batches)
+        with self._loops.begin() as loop:
+            loop.push(self._end_workers)
+            delivery = self._start(loop, plan, epoch, numbers)
+            for number in numbers:
+                self._loops.check(loop)
+                try:
+                    delivered, batch, failures = delivery.take()
+                except BaseException:
+                    self._loops.check(loop)  # ended in another thread
+                    raise
+                self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
+                self._position += 1
+                self._through = self._position == plan.batches
+                handed = self.stats.clock()
+                self.stats.add_wait(handed - asked, first=number == numbers.start)
+                del batch  # its memory may be wanted
+                yield delivered
+                del delivered
+                asked = self.stats.clock()
+                self.stats.add_work(asked - handed)
+            if self._loops.runs(loop):
+                self._through = True  # also where there was nothing to show
+                self._close_epoch()
+
+    def _start(self, loop: ExitStack, plan: EpochPlan | SequentialPlan, epoch: int, numbers: range) -> Delivery:
+        """Threads that bring the batches; leaving `loop` ends them."""
         parts = self._parts(plan, numbers.start)
         stage, memory = self._supply.begin()
         pipeline = Pipeline(
@@ -323,21 +360,14 @@ class Loader:
 
         # The pipeline is left first: a thread of the delivery may wait in `take`.
         ahead = Delivery(take, len(numbers), transform=self.transform, device=self.device, stats=self.stats)
-        with ahead as delivery, pipeline:
-            for number in numbers:
-                delivered, batch, failures = delivery.take()
-                self._faults.account(epoch, number, batch.ordinals.numpy(), failures)
-                self._position += 1
-                self._through = self._position == plan.batches
-                handed = self.stats.clock()
-                self.stats.add_wait(handed - asked, first=number == numbers.start)
-                del batch  # its memory may be wanted
-                yield delivered
-                del delivered
-                asked = self.stats.clock()
-                self.stats.add_work(asked - handed)
-        self._through = True  # also where there was nothing to show
-        self._close_epoch()
+        delivery = loop.enter_context(ahead)
+        loop.enter_context(pipeline)
+        return delivery
+
+    def _end_workers(self, kind: type[BaseException] | None, *_: object) -> None:
+        """They do not outlive an error, whose traceback may keep the loader alive; the next loop starts new ones."""
+        if kind is not None and kind is not GeneratorExit:
+            self._supply.close()
 
     def _close_epoch(self) -> None:
         """The next epoch follows where all batches of this one were taken."""
@@ -346,6 +376,7 @@ class Loader:
 
     def close(self) -> None:
         """Close the shards' files and end the worker processes. Both are opened anew when they are needed."""
+        self._loops.end()
         self._supply.close()
         self.dataset.close()
 

@@ -112,6 +112,7 @@ class Pipeline:
             for batch in self._under_way:
                 if not batch.done():
                     batch.set_exception(_Stopped())
+            self._under_way.clear()
             self._announced.notify_all()
 
     def take(self) -> Result:
@@ -127,9 +128,13 @@ class Pipeline:
             if not self._under_way:
                 raise _Stopped
             future = self._under_way[0]
-        result = future.result()
+        try:
+            result = future.result()
+        finally:
+            del future  # an error in it would lead back to it by this frame
         with self._announced:
-            self._under_way.popleft()
+            if not self._stopping:
+                self._under_way.popleft()
         self._decode_room.release()
         self._read_room.release()
         return result
@@ -158,10 +163,12 @@ class Pipeline:
             if self._stopping:
                 return
             result: Future[Result] = Future()
+            finish = None
             try:
                 if isinstance(order, BaseException):
                     raise order
-                self._start(order, result)
+                finish = _Finish(order, self._memory(), result)
+                self._stage.decode(order.job, finish.images.numpy()).add_done_callback(finish)
                 self._begun.set()
             except BaseException as error:
                 error.add_note(f"in batch {number} of the loader")
@@ -169,13 +176,11 @@ class Pipeline:
             with self._announced:
                 self._under_way.append(result)
                 self._announced.notify()
-            if result.done() and result.exception() is not None:
+            failed = result.done() and result.exception() is not None
+            # Or the memory of the batch would not be free while this thread waits, and an error would lead to itself.
+            del order, result, finish
+            if failed:
                 return
-            del order, result  # or the memory of the batch would not be free while this thread waits
-
-    def _start(self, order: Order, result: "Future[Result]") -> None:
-        images = self._memory()
-        self._stage.decode(order.job, images.numpy()).add_done_callback(_Finish(order, images, result))
 
 
 class _Stopped(BaseException):

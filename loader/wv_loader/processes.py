@@ -97,7 +97,6 @@ class Workers:
         self._changed = threading.Condition()
         self._pending: dict[int, _Pending] = {}
         self._ended = 0
-        self._in_loop = False
         self._closing = False
         self.error: LoaderError | None = None
         """Why no more work is possible, or None."""
@@ -114,14 +113,7 @@ class Workers:
         return self._buffers.take()
 
     def begin(self) -> "ProcessStage":
-        """What reads and decodes in one loop over the loader.
-
-        Raises:
-            LoaderError: another loop has not been left.
-        """
-        if self._in_loop:
-            raise LoaderError("one loop at a time over a loader with worker processes: leave the other one first")
-        self._in_loop = True
+        """What reads and decodes in one loop over the loader; the one before has been left."""
         return ProcessStage(self)
 
     def close(self) -> None:
@@ -157,9 +149,20 @@ class Workers:
         self._ended = 0
         self.send(lambda _: End())
         with self._changed:
-            self._changed.wait_for(lambda: self._ended == len(self._workers) or self.error is not None)
+            ended = self._changed.wait_for(self._has_ended, _PATIENCE_S)
+        if not ended:
+            self.kill()
+        with self._changed:
             self._pending.clear()
-        self._in_loop = False
+
+    def _has_ended(self) -> bool:
+        return self._ended == len(self._workers) or self.error is not None or self._closing
+
+    def kill(self) -> None:
+        """End processes that may have been stopped or stand in a read; the next loop starts new ones."""
+        self._fail(f"worker processes of the loader did not answer within {_PATIENCE_S:g} s, and were killed")
+        for worker in self._workers:
+            worker.process.kill()
 
     def _allocate(self) -> Pixels:
         while self._dropped:
@@ -192,6 +195,8 @@ class Workers:
                         self._fail(worker.obituary())
                     return
                 self._handle(worker, message)
+                if self.error is not None:
+                    return
 
     def _handle(self, worker: "_Worker", message: Decoded | Broken | Ended) -> None:
         match message:
@@ -200,7 +205,9 @@ class Workers:
                     self._ended += 1
                     self._changed.notify_all()
             case Broken(number, error):
-                if (pending := self._pending.get(number)) is not None and not pending.future.done():
+                if number is None:
+                    self._fail(str(error))
+                elif (pending := self._pending.get(number)) is not None and not pending.future.done():
                     pending.future.set_exception(error)
             case Decoded(number, failures, read_seconds, read_bytes, decode_seconds, late_seconds, io_errors):
                 self._stats.add_read(read_seconds, read_bytes)
@@ -217,13 +224,14 @@ class Workers:
 
     def _fail(self, message: str) -> None:
         with self._changed:
-            self.error = LoaderError(message)
+            if self.error is None:  # else this follows from what was first
+                self.error = LoaderError(message)
             pending = list(self._pending.values())
             self._pending.clear()
             self._changed.notify_all()
         for batch in pending:
             if not batch.future.done():
-                batch.future.set_exception(LoaderError(message))
+                batch.future.set_exception(LoaderError(str(self.error)))
 
 
 class ProcessStage:
@@ -263,9 +271,12 @@ class ProcessStage:
             return self._workers.decode(job, pixels)
 
     def close(self) -> None:
-        """Wait until the workers have dropped what is not done; they stay."""
-        with self._closing:
-            self._closed = True
+        """Wait until the workers have dropped what is not done; they stay, unless that takes too long."""
+        if not self._closing.acquire(timeout=_PATIENCE_S):  # a send holds it, to a process that takes nothing
+            self._workers.kill()
+            self._closing.acquire()
+        self._closed = True
+        self._closing.release()
         self._workers.end()
 
 
@@ -306,7 +317,8 @@ class _Worker:
             self.process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a read that can't be interrupted
+                self.process.wait(_PATIENCE_S)
         self.connection.close()
 
     def obituary(self) -> str:

@@ -76,11 +76,7 @@ class Supply:
         self._end_workers: Callable[[], object] = lambda: None
 
     def begin(self) -> tuple[ThreadStage | ProcessStage, Callable[[], torch.Tensor]]:
-        """What reads and decodes in one loop, and what gives the memory of its batches.
-
-        Raises:
-            LoaderError: worker processes can serve one loop at a time.
-        """
+        """What reads and decodes in one loop, and what gives the memory of its batches; no other loop runs."""
         if not self._processes:
             stage = ThreadStage(
                 self._dataset,

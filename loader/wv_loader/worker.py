@@ -4,10 +4,12 @@ It is started by processes.py and ends when its connection does, so also when th
 It sees no plan: what to read and what to show come as arrays.
 """
 
+import errno
 import mmap
 import os
 import pickle
 import queue
+import resource
 import signal
 import threading
 import traceback
@@ -100,7 +102,8 @@ class Decoded:
 class Broken:
     """An exception that is nobody's bad image."""
 
-    number: int
+    number: int | None
+    """Of the batch; None: nothing more will come."""
     error: BaseException
 
 
@@ -137,9 +140,7 @@ class _Worker:
             message = self._connection.recv()
             match message:
                 case Share(buffer, shape):
-                    descriptor = recv_handle(self._connection)
-                    self._buffers[buffer] = shared_pixels(descriptor, shape)
-                    os.close(descriptor)
+                    self._buffers[buffer] = self._shared(shape)
                 case Forget(buffer):
                     del self._buffers[buffer]
                 case Read(parts):
@@ -183,6 +184,23 @@ class _Worker:
             self._connection.send(message)
         except OSError:  # nobody is there any more
             os._exit(0)
+
+    def _shared(self, shape: tuple[int, ...]) -> Pixels:
+        """The memory that comes behind a `Share`."""
+        try:
+            descriptor = recv_handle(self._connection)
+            try:
+                return shared_pixels(descriptor, shape)
+            finally:
+                os.close(descriptor)
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EMFILE:
+                raise
+            # No descriptor came, or it can't be used: too many files are open here.
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            text = f"a worker process of the loader may open {limit} files, which is too few"
+            self.send(Broken(None, LoaderError(f"{text}; raise the limit (ulimit -n 4096)")))
+            os._exit(1)
 
     def _begun(self) -> "_Loop":
         if self._loop is None:

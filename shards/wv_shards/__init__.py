@@ -8,13 +8,14 @@ from wv_shards.errors import (
     CorruptDataError,
     FormatVersionError,
     NotADatasetError,
+    OpenFilesError,
     OutputExistsError,
     OverlayMismatchError,
     ShardsError,
     UnfinishedBuildError,
 )
 from wv_shards.hashing import checksum, combine, file_checksum, key_hash, splitmix64
-from wv_shards.index import FLAG_BAD, INDEX_DTYPE, INDEX_FILE, IndexArray, open_index, write_index
+from wv_shards.index import FLAG_BAD, INDEX_DTYPE, INDEX_FILE, IndexArray, check_index, open_index, write_index
 from wv_shards.manifest import (
     APPEND_DIR,
     BUILD_DIR,
@@ -89,6 +90,7 @@ __all__ = [
     "IndexArray",
     "Manifest",
     "NotADatasetError",
+    "OpenFilesError",
     "OriginInfo",
     "OutputExistsError",
     "Overlay",
@@ -103,6 +105,7 @@ __all__ = [
     "atomic_file",
     "band_of",
     "band_range",
+    "check_index",
     "checksum",
     "combine",
     "dali_index",

@@ -30,3 +30,7 @@ class OverlayMismatchError(ShardsError):
 
 class OutputExistsError(ShardsError):
     """The output directory holds something that must not be overwritten."""
+
+
+class OpenFilesError(ShardsError):
+    """A shard can't be opened because too many other files are: no fault of the shard or its disk."""

@@ -3,8 +3,11 @@
 Reads are `pread` by (offset, size), so a file that shrinks is an error of one read and not a killed process.
 """
 
+import errno
 import os
+import resource
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from wv_shards.errors import CorruptDataError
+from wv_shards.errors import CorruptDataError, OpenFilesError
 from wv_shards.hashing import checksum
 from wv_shards.index import INDEX_FILE, IndexArray, open_index
 from wv_shards.manifest import Manifest
 from wv_shards.tables import SAMPLES_FILE
 
 MAX_OPEN_SHARDS = 256
-"""Shards that a data set keeps open; a process may have 1,024 files open where nobody raised the limit."""
+"""Shards that a data set keeps open, at most, and at most a quarter of what the process may open: often 1,024."""
+
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+"""A pipe in a shard's place opens at once, and then can't be read; for files the last flag means nothing."""
 
 
 class Dataset:
@@ -38,9 +44,11 @@ class Dataset:
         self.shard_starts: NDArray[np.int64] = np.zeros(len(manifest.shards) + 1, dtype=np.int64)
         """(S + 1,): shard s holds the ordinals shard_starts[s] … shard_starts[s + 1] − 1."""
         np.cumsum([shard.samples for shard in manifest.shards], out=self.shard_starts[1:])
+        self._most_open = max(1, min(MAX_OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, int] = OrderedDict()  # shard → descriptor, least recently used first
-        self._busy: dict[int, list[int]] = {}  # shard → [descriptor, readers]
+        self._busy: dict[int, list[int]] = {}  # shard → [descriptor, readers]; a reader refers to this object
+        weakref.finalize(self, _close_all, self._idle).atexit = False
 
     @classmethod
     def open(cls, directory: Path | str) -> Self:
@@ -64,8 +72,7 @@ class Dataset:
     def close(self) -> None:
         """Close the shards' files. The data set can be read from again; it then opens them anew."""
         with self._lock:
-            while self._idle:
-                os.close(self._idle.popitem()[1])
+            _close_all(self._idle)
 
     def shard_of(self, ordinals: ArrayLike) -> NDArray[np.int64]:
         """Shard number of each ordinal, same shape."""
@@ -82,6 +89,7 @@ class Dataset:
             IndexError: no such ordinal.
             CorruptDataError: the bytes are not those that were written.
             OSError: the shard can't be opened or read.
+            OpenFilesError: too many files are open.
         """
         if not 0 <= ordinal < self.manifest.samples:
             raise IndexError(f"ordinal {ordinal}: the data set has {self.manifest.samples} samples")
@@ -141,13 +149,14 @@ class Dataset:
 
         Raises:
             OSError: the shard can't be opened.
+            OpenFilesError: nor could any other file: too many are open.
         """
         with self._lock:
             entry = self._busy.get(shard)
             if entry is None:
                 idle = self._idle.pop(shard, None)
                 if idle is None:
-                    idle = os.open(self.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
+                    idle = self._open(self.shard_path(shard))
                 entry = self._busy[shard] = [idle, 0]
             entry[1] += 1
         try:
@@ -157,5 +166,28 @@ class Dataset:
                 entry[1] -= 1
                 if not entry[1]:
                     self._idle[shard] = self._busy.pop(shard)[0]
-                    if len(self._idle) > MAX_OPEN_SHARDS:
+                    if len(self._idle) + len(self._busy) > self._most_open:
                         os.close(self._idle.popitem(last=False)[1])
+
+    def _open(self, path: Path) -> int:
+        try:
+            return os.open(path, _FLAGS)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        _close_all(self._idle)
+        try:
+            return os.open(path, _FLAGS)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            raise OpenFilesError(
+                f"{path}: can't be opened, as too many files are open ({os.strerror(error.errno)}; this process may "
+                f"open {limit}); raise the limit (ulimit -n 4096)"
+            ) from error
+
+
+def _close_all(idle: OrderedDict[int, int]) -> None:
+    while idle:
+        os.close(idle.popitem()[1])

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from wv_shards.errors import CorruptDataError, ShardsError
 from wv_shards.hashing import checksum, file_checksum
-from wv_shards.index import INDEX_FILE, IndexArray, open_index
+from wv_shards.index import INDEX_FILE, IndexArray, check_index, open_index
 from wv_shards.manifest import IN_PLACE, Manifest, ShardInfo
 from wv_shards.overlay import EXCLUDE, EXCLUDE_DUPLICATE, Overlay, exclude_remedy, search_command
 from wv_shards.reader import Dataset
@@ -68,7 +68,9 @@ def verify(directory: Path | str, progress: Callable[[int], None] | None = None)
     index: IndexArray | None = None
     try:
         index = open_index(index_path, manifest.samples)
-        if file_checksum(index_path) != manifest.index_checksum:
+        try:
+            check_index(index_path, manifest.index_checksum)
+        except CorruptDataError:
             problems.append(_problem(index_path, ProblemKind.CHECKSUM, "checksum differs from the manifest's"))
     except ShardsError as error:
         kind = ProblemKind.INDEX if index_path.exists() else ProblemKind.MISSING

@@ -220,16 +220,22 @@ def test_a_rank_without_samples_repeats_one_in_evaluation(make: Callable[..., Lo
     assert torch.equal(ranks[23][-1][0], ranks[23][-2][0])
 
 
-def bad_dataset(draw_dataset: Callable[..., Path], directory: Path, bad: list[int]) -> Path:
+Reseal = Callable[[Path], None]
+
+
+def bad_dataset(draw_dataset: Callable[..., Path], reseal: Reseal, directory: Path, bad: list[int]) -> Path:
     draw_dataset(directory, [40, 8])
     index = np.load(directory / "index.npy")
     index["flags"][bad] = FLAG_BAD
     np.save(directory / "index.npy", index)
+    reseal(directory)
     return directory
 
 
-def test_masked_slots_show_other_samples_of_the_batch(draw_dataset: Callable[..., Path], tmp_path: Path) -> None:
-    directory = bad_dataset(draw_dataset, tmp_path / "shards", [1, 5, 6, 30])
+def test_masked_slots_show_other_samples_of_the_batch(
+    draw_dataset: Callable[..., Path], reseal: Reseal, tmp_path: Path
+) -> None:
+    directory = bad_dataset(draw_dataset, reseal, tmp_path / "shards", [1, 5, 6, 30])
     options = {"batch_size": 12, "size_px": 8, "augment": Augment(crop_scale=(1.0, 1.0), flip=0.0)}
     whole = list(Loader(directory, **options))  # type: ignore[arg-type]
     for (images, labels), batch in zip(
@@ -248,8 +254,10 @@ def test_masked_slots_show_other_samples_of_the_batch(draw_dataset: Callable[...
     assert len(shown) == 44
 
 
-def test_where_nothing_can_be_shown_timms_loop_is_told(draw_dataset: Callable[..., Path], tmp_path: Path) -> None:
-    directory = bad_dataset(draw_dataset, tmp_path / "shards", list(range(48)))
+def test_where_nothing_can_be_shown_timms_loop_is_told(
+    draw_dataset: Callable[..., Path], reseal: Reseal, tmp_path: Path
+) -> None:
+    directory = bad_dataset(draw_dataset, reseal, tmp_path / "shards", list(range(48)))
     for train in (True, False):
         loader = Loader(directory, batch_size=12, size_px=8, train=train, bad_budget=None)
         with pytest.raises(LoaderError, match="shards: no sample can be shown; run `wv-ingest verify"):
@@ -257,10 +265,10 @@ def test_where_nothing_can_be_shown_timms_loop_is_told(draw_dataset: Callable[..
 
 
 def test_a_rank_that_never_has_a_sample_shows_one_of_the_data_set(
-    draw_dataset: Callable[..., Path], tmp_path: Path
+    draw_dataset: Callable[..., Path], reseal: Reseal, tmp_path: Path
 ) -> None:
     """As timm's own sampler does where ranks do not divide the samples; the first two are bad, the third excluded."""
-    directory = bad_dataset(draw_dataset, tmp_path / "shards", [0, 1])
+    directory = bad_dataset(draw_dataset, reseal, tmp_path / "shards", [0, 1])
     whole = Loader(directory, batch_size=48, size_px=8, train=False)
     exclude = np.zeros(48, dtype=np.bool_)
     exclude[2] = True
@@ -275,12 +283,12 @@ def test_a_rank_that_never_has_a_sample_shows_one_of_the_data_set(
 
 
 def test_a_rank_whose_first_training_batch_is_all_bad_goes_on(
-    draw_dataset: Callable[..., Path], tmp_path: Path
+    draw_dataset: Callable[..., Path], reseal: Reseal, tmp_path: Path
 ) -> None:
     options = {"batch_size": 12, "size_px": 8, "rank": 1, "world_size": 12}
     directory = draw_dataset(tmp_path / "shards", [40, 8])
     first = int(next(iter(Loader(directory, **options))).ordinals)  # type: ignore[arg-type]
-    bad_dataset(draw_dataset, tmp_path / "bad", [first])
+    bad_dataset(draw_dataset, reseal, tmp_path / "bad", [first])
     pairs = list(TimmLoader(Loader(tmp_path / "bad", **options), mean=MEAN, std=STD))  # type: ignore[arg-type]
     assert [len(labels) for _, labels in pairs] == [1] * 4
     assert pairs[0][0].any()

@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from wv_loader import (
 from wv_loader import read as read_module
 from wv_loader.faults import Faults
 from wv_loader.quarantine import Quarantine
-from wv_shards import FLAG_BAD, Dataset, checksum
+from wv_shards import FLAG_BAD, Dataset, OpenFilesError, checksum
 
 OPTIONS = {"batch_size": 24, "size_px": 16, "seed": 3, "threads": 2, "bad_budget": None}
 FLIPPED, SCRAMBLED, FLAGGED = (7, 100), (9, 60), (11, 12)
@@ -128,6 +128,13 @@ def unreadable(directory: Path, dataset: Dataset) -> set[int]:
     return samples_of(dataset, SHARD)
 
 
+def pipe(directory: Path, dataset: Dataset) -> set[int]:
+    """Nobody writes into it."""
+    dataset.shard_path(SHARD).unlink()
+    os.mkfifo(dataset.shard_path(SHARD))
+    return samples_of(dataset, SHARD)
+
+
 def scramble(directory: Path, dataset: Dataset) -> set[int]:
     """Bytes that no decoder takes, under a checksum that fits them: as in shards that somebody else wrote."""
     index = np.load(directory / "index.npy")
@@ -159,18 +166,26 @@ Damage = Callable[[Path, Dataset], set[int]]
         (truncate, {"short-read"}),
         (delete, {"io-error"}),
         (unreadable, {"io-error"}),
+        (pipe, {"io-error"}),
         (replace, {"checksum", "short-read"}),
         (scramble, {"decode"}),
         (flag, {"known-bad"}),
     ],
 )
 def test_bad_samples_cost_their_slots_and_nothing_else(
-    engine: str, small_dataset: Path, shards: Path, tmp_path: Path, damage: Damage, reasons: set[str]
+    engine: str,
+    small_dataset: Path,
+    shards: Path,
+    tmp_path: Path,
+    damage: Damage,
+    reasons: set[str],
+    reseal: Callable[[Path], None],
 ) -> None:
     with Dataset.open(small_dataset) as sound:
         keys = sound.samples_table(["key"]).column("key").to_pylist()
         with Dataset.open(shards) as dataset:
             lost = damage(shards, dataset)
+        reseal(shards)
         for world_size, train in ((1, True), (4, True), (3, False)):
             log = tmp_path / f"{world_size}-{train}.jsonl"
             damaged = epoch_of(shards, world_size, engine=engine, train=train, quarantine=log)
@@ -283,6 +298,76 @@ def test_worker_processes_tell_of_the_disk_as_threads_do(shards: Path) -> None:
         list(loader)
         assert loader.stats.io_errors == {(SHARD, errno.ENOENT): len(lost)}
         assert loader.stats.threads == {"plan": 1, "read": 2, "decode": 2, "deliver": 1}
+
+
+# -- too many open files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many_shards(draw_dataset: Callable[..., Path], tmp_path: Path) -> Path:
+    return draw_dataset(tmp_path / "many", [120], shard_samples=1)
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    """Lets this process open so many files more than it has open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def set_limit(more: int) -> None:
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + more, hard))
+
+    yield set_limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_where_few_files_may_be_open_few_are_kept(many_shards: Path, limit: Callable[[int], None]) -> None:
+    limit(40)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+    with Dataset.open(many_shards) as dataset:
+        before = len(os.listdir("/proc/self/fd"))
+        for shard in range(120):
+            with dataset.descriptor(shard):
+                pass
+        assert len(os.listdir("/proc/self/fd")) == before + min(120, most)
+    assert most < 120
+
+
+def test_too_many_open_files_are_not_bad_samples(many_shards: Path, limit: Callable[[int], None]) -> None:
+    with loading(many_shards) as loader:
+        sound = [batch.valid.sum().item() for batch in loader]
+        loader.dataset.close()
+        for shard in range(60):
+            with loader.dataset.descriptor(shard):
+                pass
+        limit(0)
+        held_open = fill()
+        try:  # the other 60 can be opened only where these are closed
+            loader.set_epoch(0)
+            assert [batch.valid.sum().item() for batch in loader] == sound
+            assert not loader.stats.failures
+            loader.dataset.close()
+            held_open += fill()
+            loader.set_epoch(0)
+            with pytest.raises(OpenFilesError, match=r"tar: can't be opened, as too many files are open .*ulimit -n"):
+                list(loader)
+        finally:
+            for descriptor in held_open:
+                os.close(descriptor)
+        assert not loader.stats.failures
+        loader.set_epoch(0)
+        assert [batch.valid.sum().item() for batch in loader] == sound
+    assert no_threads()
+
+
+def fill() -> list[int]:
+    """Open files until no more can be."""
+    held: list[int] = []
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return held
 
 
 # -- the budget ----------------------------------------------------------------------------------------------------

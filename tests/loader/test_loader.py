@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wv_loader import Augment, Batch, Loader, LoaderError, StateMismatchError
-from wv_shards import DuplicatesInfo, Manifest, Overlay, OverlayMismatchError, ShardsError
+from wv_shards import CorruptDataError, DuplicatesInfo, Manifest, Overlay, OverlayMismatchError, ShardsError
 
 
 @pytest.fixture
@@ -267,3 +267,16 @@ def test_expected_exposure_is_what_many_epochs_show(make: Callable[..., Loader])
         for batch in loader:
             shows += np.bincount(batch.labels[batch.valid], minlength=loader.num_classes)
     assert np.allclose(shows / 12, loader.expected_exposure(), rtol=0.05, atol=0.5)
+
+
+def test_an_index_that_was_changed_is_refused(small_dataset: Path, tmp_path: Path) -> None:
+    """Its labels would be wrong without a word."""
+    shards = Path(shutil.copytree(small_dataset, tmp_path / "shards"))
+    index = np.load(shards / "index.npy")
+    index["label"][3] = 5 - index["label"][3]
+    np.save(shards / "index.npy", index)
+    with pytest.raises(
+        CorruptDataError, match=r"index\.npy: is damaged: checksum .*run `wv-ingest verify --repair`"
+    ) as raised:
+        Loader(shards, batch_size=24, size_px=8)
+    assert "\n" not in str(raised.value)

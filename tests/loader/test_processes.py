@@ -1,13 +1,16 @@
 """Worker processes: the batches of threads bit for bit, and no process, memory or descriptor left behind."""
 
 import gc
+import itertools
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,64 @@ def test_an_exception_in_a_worker_reaches_the_consumer_with_its_traceback(
     assert 'raise RuntimeError("decoder on fire")' in notes
 
 
+def test_a_worker_that_was_stopped_holds_nobody_up(
+    make: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wv_loader.processes._PATIENCE_S", 0.2)
+    with make(processes=2) as loader:
+        batches = iter(loader)
+        next(batches)
+        assert loader._supply.workers is not None
+        pids = loader._supply.workers.pids
+        os.kill(pids[0], signal.SIGSTOP)
+        batches.close()  # type: ignore[attr-defined]
+        assert [batch.index for batch in loader] == list(range(1, 10))
+        for pid in pids:
+            await_end(pid)
+
+
+def no_children() -> bool:
+    """None that runs; those that have ended are waited for."""
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    return not [pid for pid in children if "wv_loader" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.parametrize("where", ["transform", "body", "left"])
+def test_workers_do_not_outlive_an_exception_though_nobody_closes_the_loader(
+    make: Callable[..., Loader], where: str
+) -> None:
+    def transform(batch: Batch) -> Batch:
+        if where == "transform" and batch.index == 1:
+            raise RuntimeError("broken")
+        return batch
+
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(RuntimeError):
+            for batch in make(processes=2, transform=transform):
+                assert not no_children()
+                if where == "left":
+                    break
+                if batch.index == 1:
+                    raise RuntimeError("broken")
+        assert no_children()
+    finally:
+        gc.enable()
+
+
+def test_a_worker_that_may_open_too_few_files_says_so(make: Callable[..., Loader]) -> None:
+    with make(processes=2) as loader:
+        next(iter(loader))
+        workers = loader._supply.workers
+        assert workers is not None
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for pid in workers.pids:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+        with pytest.raises(LoaderError, match=r"a worker process of the loader may open 3 files, which is too few"):
+            list(itertools.chain(loader, loader))  # keeps all batches
+
+
 class BrokenEngine:
     def decode(self, *arguments: object) -> None:  # noqa: ARG002 - an engine's
         raise RuntimeError("decoder on fire")
@@ -129,16 +190,6 @@ def test_more_processes_than_there_is_to_share_are_refused(
 ) -> None:
     with pytest.raises(LoaderError, match=message):
         make(**options)
-
-
-def test_a_second_loop_over_the_same_processes_is_refused(make: Callable[..., Loader]) -> None:
-    with make(processes=1) as loader:
-        first = iter(loader)
-        next(first)
-        with pytest.raises(LoaderError, match="one loop at a time"):
-            next(iter(loader))
-        first.close()  # type: ignore[attr-defined]
-        assert list(loader)
 
 
 SCRIPT = """

@@ -178,6 +178,26 @@ def test_many_shards_are_read_with_few_open_files(
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # the mapped index
 
 
+def test_files_are_closed_with_the_last_reference(tmp_path: Path, draw_dataset: Callable[..., Path]) -> None:
+    dataset = Dataset.open(draw_dataset(tmp_path / "d", [60], shard_samples=3))
+    before = len(os.listdir("/proc/self/fd"))
+    for shard in range(20):
+        with dataset.descriptor(shard):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before + 20
+    with dataset.descriptor(0) as descriptor:
+        reading = dataset.descriptor(1)
+        other = reading.__enter__()
+        del dataset
+        gc.collect()
+        assert os.pread(descriptor, 5, 0)  # who reads keeps it
+        assert os.pread(other, 5, 0)
+    reading.__exit__(None, None, None)
+    del reading
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) < before
+
+
 def test_splitmix64_is_the_published_one() -> None:
     from wv_shards import splitmix64
 
