@@ -1,7 +1,6 @@
 """Laws 6 and 8 with real processes: torchrun on 1, 2 and 4 ranks, kill -9, SIGTERM, Ctrl-C."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -143,14 +142,15 @@ def test_asked_to_stop_it_saves_names_the_resume_command_and_exits(
 
 
 def test_reads_that_never_return_cannot_keep_it_alive(recipe: Path, small_dataset: Path, tmp_path: Path) -> None:
-    """A pipe that nobody writes to stands for a file of a server that is gone: Ctrl-C to stop, to interrupt, to end."""
-    shards = shutil.copytree(small_dataset, tmp_path / "shards")
-    tar = sorted(shards.glob("*.tar"))[-1]
-    tar.unlink()
-    os.mkfifo(tar)
+    """As of a server that is gone: Ctrl-C to stop, to interrupt, to end."""
+    never = "import os, threading\nos.preadv = lambda *_: threading.Event().wait()\n"
+    (tmp_path / "sitecustomize.py").write_text(never)
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     out = tmp_path / "run"
-    command = [*TRAIN, "--shards", shards, "--recipe", recipe, "--out", out, "--device", "cpu", "--loader-threads", "1"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    options = ["--recipe", recipe, "--out", out, "--device", "cpu", "--loader-threads", "1"]
+    command = [*TRAIN, "--shards", small_dataset, *options]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
     while not (metrics.exists() and "start" in metrics.read_text()):  # the first phase begins, and stands
         assert process.poll() is None, process.communicate()[1]
