@@ -172,6 +172,7 @@ class Loader:
             self.engine,
             self.stats,
             share,
+            sample_bytes=float(layout.sizes.mean()),
             size_px=self.size_px,
             threads=options.threads,
             processes=options.processes,

@@ -49,7 +49,7 @@ class Share:
         mine, slots = _cut(range(parts), world_size)[rank], _cut(range(batch_size), world_size)[rank]
         rows = _cut(slots, len(mine) if streams else max(1, processes))
         most = min(len(rows), len(slots))
-        if not 0 <= processes <= most:
+        if processes > most:  # below 0 is refused with the other options
             hint = _more_streams(batch_size, streams, world_size, processes) if streams else ""
             raise OptionError(
                 f"processes must be between 0 and {most}, this rank's share of "

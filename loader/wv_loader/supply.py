@@ -32,6 +32,7 @@ class Supply:
         stats: LoaderStats,
         share: Share,
         *,
+        sample_bytes: float,
         size_px: int,
         threads: int | None,
         processes: int,
@@ -46,6 +47,7 @@ class Supply:
         Args:
             dataset, engine, stats: the loader's.
             share: this rank's.
+            sample_bytes: mean size of an image file.
             size_px, threads, processes, prefetch, read_ahead_batches, read_ahead_bytes, window: as of `Loader`.
             streams: rows of all ranks, whose windows end one after the other.
         """
@@ -61,7 +63,7 @@ class Supply:
         self._arenas = Arenas(self._arena_bytes)
         self.read_ahead = ReadAheadSize.within(
             budget_bytes,
-            sample_bytes=float(dataset.index["size"].mean()),
+            sample_bytes=sample_bytes,
             rows=len(share.rows),
             row_slots=len(share.slots) // len(share.rows),
             window=window,
