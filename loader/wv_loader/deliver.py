@@ -78,8 +78,8 @@ class Delivery:
         self._under_way: deque[Future[tuple[Any, Batch, dict[int, Failure]]]] = deque()
         self._thread: ThreadPoolExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
-        if transform is None and device is None:
-            return
+        if transform is None and (device is None or device.type == "cpu"):
+            return  # batches are made there
         if device is not None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="wv-deliver")

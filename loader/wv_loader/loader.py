@@ -141,12 +141,13 @@ class Loader:
             run_length=run_length,
         )
         overlays = exclude_paths(exclude)
-        self.engine = make_engine(engine)
         self.train = options.train
         self.size_px = options.size_px
         self.augment = options.augment or Augment()
         self.transform = options.transform
         self.device = find_device(device)
+        has_effects = self.train and self.augment.has_effects
+        self.engine = make_engine(engine, self.device, has_effects=has_effects, processes=options.processes)
         self.dataset = Dataset.open(one_path("directory", directory))
         check_index(self.dataset.directory / INDEX_FILE, self.dataset.manifest.index_checksum)
         self.rank, self.world_size = find_rank(options.rank, options.world_size)
