@@ -1,6 +1,8 @@
 """Which engine a name means, and what keeps one from working: on facts made up here, and on this machine's own."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,6 +146,23 @@ def test_dali_takes_no_worker_processes() -> None:
     for name in ("dali-cpu", "dali-gpu"):
         with pytest.raises(EngineError, match=f"engine '{name}': .*, found processes=2 \\(leave it at 0\\)"):
             choose_engine(name, None, processes=2, facts=ALL)
+
+
+def test_the_gpu_page_explains_every_message_and_no_others() -> None:
+    said = [problem for _, problem in IMPOSSIBLE]
+    for options in ({"device": torch.device("cuda", 4)}, {"device": CPU}, {"has_effects": True}, {"processes": 2}):
+        with pytest.raises(EngineError) as refused:
+            choose_engine("dali-gpu", facts=ALL, **{"device": None, **options})  # type: ignore[arg-type]
+        said.append(str(refused.value).removeprefix("engine 'dali-gpu': "))
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gpu.md").read_text()
+    (table,) = re.findall(r"\| it says \| what to do \|\n.*\n((?:\|.*\n)+)", page)
+    cells = [row.split("|")[1].strip() for row in table.splitlines()]
+    patterns = [re.escape(cell).replace("…", ".*") for cell in cells]
+    for pattern in patterns:
+        assert any(re.match(pattern, problem) for problem in said), pattern
+    kinds = [re.sub(r"\d+(\.\d+)?", r"\\d+(\\.\\d+)?", pattern) for pattern in patterns]
+    for problem in said:
+        assert any(re.match(kind, problem) for kind in kinds), problem
 
 
 def test_what_is_not_an_engine_or_not_built_is_refused() -> None:
