@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wv_loader import ENGINES, Loader
 from wv_train.cli_eval import command
-from wv_train.data import DataConfig
+from wv_train.data import DataConfig, open_phase_loader, open_validation_loader
 from wv_train.distributed import World
 from wv_train.errors import ClassMismatchError
 from wv_train.evaluate import ClassSums, evaluate
@@ -150,3 +150,13 @@ def test_engines_give_a_model_the_same_top1(run: Path, val_dataset: Path, tmp_pa
         assert results[-1].pop("engine") == engine
     assert results[0].pop("loss") == pytest.approx(results[1].pop("loss"), rel=1e-3)
     assert results[0] == results[1]
+
+
+def test_both_loaders_bring_their_batches_to_the_device_of_the_model(
+    small_dataset: Path, val_dataset: Path, tiny_table: Callable[..., dict[str, Any]]
+) -> None:
+    recipe, world = recipe_from_table(tiny_table()), World(rank=0, size=1, device=CPU)
+    with open_phase_loader(DataConfig(shards=small_dataset), recipe, 0, world) as training:
+        assert training.device == CPU
+        with open_validation_loader(val_dataset, recipe, world, classes=training.class_names) as validation:
+            assert validation.device == CPU
