@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wv_loader.augment import Augment
+from wv_loader.dali_options import DaliOptions
 from wv_loader.engine import ENGINES, engine_line
 from wv_loader.errors import (
     BadSampleBudgetError,
@@ -23,6 +24,7 @@ __all__ = [
     "Augment",
     "BadSampleBudgetError",
     "Batch",
+    "DaliOptions",
     "EngineError",
     "Failure",
     "Loader",
