@@ -1,6 +1,6 @@
 """Our side of `wv-bench loader`, as a process that speaks the peers' protocol: the loader, and the loops that bound it.
 
-loader    batches of wv_loader, from the shards
+loader    batches of wv_loader, from the shards, on the device
 decode    nothing but an engine's decoding and resizing, on threads, of files that lie in memory: the ceiling
 read      nothing but `pread` of all samples, on threads
 """
@@ -10,10 +10,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wv_bench.peers.protocol import Epoch, Setup, serve
@@ -32,7 +34,8 @@ def main(text: str) -> None:
         "decode": lambda: _decode(setup, more),
         "read": lambda: _read(setup, Path(more["shards"])),
     }
-    serve(setup, ("torch", "numpy", "pillow"), lambda _data: opened[more["what"]]())
+    finish = partial(torch.cuda.synchronize, setup.device) if setup.device.startswith("cuda") else None
+    serve(setup, ("torch", "numpy", "pillow"), lambda _data: opened[more["what"]](), finish=finish)
 
 
 def _open(setup: Setup, more: dict[str, Any]) -> Loader:
@@ -50,6 +53,7 @@ def _open(setup: Setup, more: dict[str, Any]) -> Loader:
         engine=more["engine"],
         exclude=[path],
         threads=setup.workers,
+        device=None if setup.device == "cpu" else setup.device,
         bad_budget=None,
     )
 
