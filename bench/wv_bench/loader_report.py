@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wv_bench.loader_run import Row
+from wv_bench.nvml import GpuUse
 
 _HEADINGS = (
     "median\nimg/s",
@@ -63,7 +64,7 @@ def document(title: str, rows: list[Row], about: dict[str, Any], notes: Sequence
                 "cpu_step_s_per_1000": row.cpu_step_s_per_1000,
                 "ours_over_this": _ratio(best, row),
                 "share_of_ceiling": _ratio(row, ceiling),
-                "gpu": _gpu(row),
+                "gpu": gpu_means(row.gpu),
             }
             if who.kind in ("ours", "peer"):
                 values |= {
@@ -140,6 +141,16 @@ def about(result: dict[str, Any]) -> list[str]:
     return [*lines, machine["command"]]
 
 
+def gpu_means(uses: Sequence[GpuUse]) -> dict[str, float] | None:
+    """Mean over epochs of what NVML told; memory at its peak; nothing where it was not asked."""
+    if not uses:
+        return None
+    values = {name: [value for use in uses if (value := getattr(use, name)) is not None] for name in _GPU_HEADINGS}
+    return {
+        name: max(found) if name == "memory_mb" else statistics.fmean(found) for name, found in values.items() if found
+    }
+
+
 def gpu_texts(row: dict[str, Any]) -> dict[str, str]:
     """What NVML told of a row's epochs, by heading; nothing where it was not asked."""
     told = row.get("gpu") or {}
@@ -162,16 +173,6 @@ def _print_gpu(console: Console, result: dict[str, Any]) -> None:
         if texts:
             table.add_row(label, *(texts.get(heading, "–") for heading in _GPU_HEADINGS.values()))
     console.print(table)
-
-
-def _gpu(row: Row) -> dict[str, float] | None:
-    """Mean over the epochs of what NVML told; memory at its peak."""
-    if not row.gpu:
-        return None
-    values = {name: [value for use in row.gpu if (value := getattr(use, name)) is not None] for name in _GPU_HEADINGS}
-    return {
-        name: max(found) if name == "memory_mb" else statistics.fmean(found) for name, found in values.items() if found
-    }
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

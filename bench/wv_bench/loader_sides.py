@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def some_cores(cores: int | None) -> Iterator[int]:
-    """Hold this process and all that it starts to some of its cores: how many. None: all of them.
+def some_cores(cores: int | None, *, most: int | None = None) -> Iterator[int]:
+    """Hold this process and all that it starts to some of its cores: how many. None: all of them, or the `most`.
 
     Raises:
         click.UsageError: there are not as many.
     """
     allowed = os.sched_getaffinity(0)
-    count = cores or len(allowed)
+    count = cores or min(len(allowed), most or len(allowed))
     if count > len(allowed):
         raise click.UsageError(f"--cores {count}: this process may use {len(allowed)}")
     os.sched_setaffinity(0, sorted(allowed)[:count])
@@ -68,7 +69,8 @@ def gpu_of(device: "torch.device") -> tuple[Gpu | None, list[str]]:
 
 def machine_on(device: "torch.device", gpu: Gpu | None) -> dict[str, Any]:
     """What a figure depends on, with the GPU where there is one."""
-    about = machine(("torch", "torchvision", "numpy")) | {"load": round(os.getloadavg()[0], 2)}
+    dali = ("nvidia-dali-cuda130",) if find_spec("nvidia.dali") else ()
+    about = machine(("torch", "torchvision", "numpy", *dali)) | {"load": round(os.getloadavg()[0], 2)}
     if device.type == "cuda":
         import torch
 

@@ -58,10 +58,10 @@ class Device(click.ParamType[Any]):
         return torch.device("cuda", int(number or 0))
 
 
-def device_option() -> Callable[..., Any]:
+def device_option(default: str = "cpu") -> Callable[..., Any]:
     """`--device`, a torch.device."""
     return click.option(
-        "--device", type=Device(), default="cpu", show_default=True, help="Where batches go: cpu, cuda or cuda:K."
+        "--device", type=Device(), default=default, show_default=True, help="Where batches go: cpu, cuda or cuda:K."
     )
 
 
