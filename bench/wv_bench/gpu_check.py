@@ -56,7 +56,8 @@ Examples:
 @click.option(
     "--hw-decoder-load", metavar="F,…", default="0,0.65,0.9", show_default=True, help="To sweep, of dali-gpu."
 )
-@click.option("--region", metavar="yes,no", default="yes,no", show_default=True, help="To sweep, of DALI's engines.")
+@click.option("--region", metavar="yes,no", default="yes,no", show_default=True, help="To sweep; of DALI's engines")
+@click.option("--only", multiple=True, metavar="TEXT", help="As of wv-bench loader: fewer contestants in its table.")
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Training steps of a turn.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds of everything.")
 @click.option("--max-samples", type=click.IntRange(1), default=16384, show_default=True, help="Of a loader's epoch.")
@@ -74,6 +75,7 @@ def command(
     threads: tuple[int, ...] | None,
     hw_decoder_load: str,
     region: str,
+    only: tuple[str, ...],
     steps: int,
     repeats: int,
     max_samples: int,
@@ -105,12 +107,13 @@ def command(
         if engine.startswith("dali"):
             sweep += ["--region", region]
         loading = ("--max-samples", max_samples)
+        contestants = [word for text in only for word in ("--only", text)]
         training = ("--model", model, "--steps", steps)
         check = Check(out=out, say=lambda line: console.print(line, highlight=False, markup=False))
         verdicts: list[Verdict] = []
         for number, (name, path) in enumerate(sets.items()):
             swept = check.run(f"sweep-{number}", name, ["loader-sweep", path, *common, *sweep, *loading], chart=True)
-            check.run(f"loader-{number}", name, ["loader", path, *common, *loading], chart=True)
+            check.run(f"loader-{number}", name, ["loader", path, *common, *loading, *contestants], chart=True)
             best = _best(engine, swept)
             trained = check.run(f"train-{number}", name, ["train", path, *common, *training, *best])
             verdicts += judge(name, trained, check.problem)

@@ -167,7 +167,6 @@ def _contestants(
     shards: Path, inputs: Inputs, setup: dict[str, Any], device: str, python: Path, work: Path
 ) -> list[Contestant]:
     """Everybody: ours, ceilings, the reading rate, peers whose batches are on such a device."""
-    setup = {**setup, **inputs.as_setup()}
     peer_environment = environment(work)
     return [
         *(ours(f"ours, {engine}", shards, inputs, setup, engine=engine) for engine in engines_on(device)),
@@ -183,7 +182,7 @@ def _contestants(
                 kind="peer",
                 dtype=peer.dtype,
                 command=(sys.executable if peer.ours else str(python), "-m", f"wv_bench.peers.{peer.module}"),
-                setup={**setup, "work": str(inputs.root / peer.module), "dtype": peer.dtype},
+                setup={**setup, **inputs.as_setup(), "work": str(inputs.root / peer.module), "dtype": peer.dtype},
                 environment=peer_environment,
                 writes=peer.writes,
             )

@@ -97,7 +97,7 @@ def ours(
         kind=kind,
         dtype="" if kind == "reading" else "uint8",
         command=(sys.executable, "-m", "wv_bench.loader_ours"),
-        setup={**setup, "work": str(inputs.root), "dtype": "uint8", "shards": str(shards), **task},
+        setup={**setup, **inputs.as_setup(), "work": str(inputs.root), "dtype": "uint8", "shards": str(shards), **task},
         environment=dict(os.environ),
         engine=engine,
     )

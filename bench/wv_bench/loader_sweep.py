@@ -120,9 +120,9 @@ def command(
         chart_file.write_text(chart(result, "loader-sweep"))
     if write_json(json_file, result):
         print_table(console, result)
-        console.print(f"best: {result['best']}", highlight=False)
     if result["best"] is None:
-        raise click.ClickException("no combination ran: the table has the reasons")
+        raise click.ClickException(f"no combination ran, the first because it {result['rows'][0]['reason']}")
+    console.print(f"best: {result['best']}", highlight=False)
 
 
 def _engine(name: str | None, device: str) -> str:
