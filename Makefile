@@ -1,4 +1,4 @@
-# make setup   a virtual environment with everything pinned
+# make setup   a virtual environment with everything pinned; EXTRAS=dev,dali adds DALI, 0.9 GB, and stays so
 # make demo    a small web-like data set, packed, trained plain and gated, evaluated, reported
 # make test    all tests
 # make bench-setup  a second environment with the loaders that wv-bench compares with, 7 GB
@@ -10,22 +10,28 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 DEMO ?= demo
+# Extras of pyproject.toml; where they are not given, those of the last time.
+EXTRAS ?= $(or $(shell cat $(VENV)/.extras 2>/dev/null),dev)
 
 # Tests and the demo use one thread per process where they start several.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup bench-setup demo test check lint types walls test-stock-pillow clean
+.PHONY: always setup bench-setup demo test check lint types walls test-stock-pillow clean
 
 setup: $(VENV)/.ready
 	@sh tools/setup_pillow_simd.sh $(VENV)
 	@sh tools/setup_turbo.sh $(VENV)
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# Changes when EXTRAS do.
+$(VENV)/.extras: always
+	@[ "$$(cat $@ 2>/dev/null)" = "$(EXTRAS)" ] || { mkdir -p $(VENV) && echo "$(EXTRAS)" >$@; }
+
+$(VENV)/.ready: pyproject.toml constraints.txt $(VENV)/.extras
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wv-toolkit needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "the venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt 'setuptools>=77' wheel
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@
 
 bench-setup: $(BENCH_VENV)/.ready

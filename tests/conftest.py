@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,15 @@ def cuda() -> torch.device:
     if os.environ.get("WV_REQUIRE_GPU") == "1":
         pytest.fail(message)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def dali() -> None:
+    """The extra [dali]: without it its tests skip, and fail where WV_REQUIRE_DALI=1 says that it is there."""
+    try:
+        import_module("nvidia.dali")
+    except ImportError as error:
+        message = f"the extra [dali] is not installed (make setup EXTRAS=dev,dali): {error}"
+        if os.environ.get("WV_REQUIRE_DALI") == "1":
+            pytest.fail(message)
+        pytest.skip(message)

@@ -231,8 +231,8 @@ def test_names_of_classes_come_from_a_file_or_the_json(tmp_path: Path, encode: D
     assert [c.name for c in index(tmp_path, label_key="m.c").classes] == ["cock", "tench"]
 
 
+@pytest.mark.usefixtures("dali")
 def test_dali_reads_foreign_tars_by_our_index(tmp_path: Path, encode: Draw) -> None:
-    pytest.importorskip("nvidia.dali", reason="the extra [dali] is not installed")
     from nvidia.dali import fn, pipeline_def
 
     write_tar(

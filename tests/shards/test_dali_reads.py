@@ -6,7 +6,7 @@ import pytest
 
 from wv_shards import Dataset
 
-pytest.importorskip("nvidia.dali", reason="the extra [dali] is not installed")
+pytestmark = pytest.mark.usefixtures("dali")
 
 
 def test_dali_reads_the_shards_by_their_idx(small_dataset: Path) -> None:
