@@ -1,8 +1,8 @@
 """Data sets for `wv-bench gpu-check` where the user names none: as heavy to decode as photographs, as long as wanted.
 
-Pictures of noise whose spectrum falls with the frequency, as that of photographs does; how fast was chosen for the bytes
-of their JPEGs: those of web photographs, 103 KB at 500×375 pixels and 31 KB at a shorter side of 256. They are packed
-by `wv-ingest`, then repeated by links to one tar: reading costs nothing, so storage is not tested.
+Pictures of noise whose spectrum falls with the frequency, as that of photographs does; how fast was chosen for their
+JPEGs to have as many bytes as web photographs: 103 KB at 500×375 pixels, 31 KB at a shorter side of 256. They are
+packed by `wv-ingest`, then repeated by links to one tar: reading costs nothing, so storage is not tested.
 """
 
 import io

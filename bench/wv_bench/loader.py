@@ -189,4 +189,17 @@ def _contestants(
             for peer in PEERS
             if peer.device == device
         ),
+        *([_dali_reader(inputs, setup)] if device == "cpu" else []),
     ]
+
+
+def _dali_reader(inputs: Inputs, setup: dict[str, Any]) -> Contestant:
+    """DALI's reader before our operators, on this interpreter: what `ours, dali-cpu` is to be held against."""
+    return Contestant(
+        name="DALI's reader, our operators",
+        kind="peer",
+        dtype="uint8",
+        command=(sys.executable, "-m", "wv_bench.loader_dali_reader"),
+        setup={**setup, **inputs.as_setup(), "work": str(inputs.root), "dtype": "uint8"},
+        environment=dict(os.environ),
+    )

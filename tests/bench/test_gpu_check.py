@@ -1,10 +1,11 @@
-"""What is measured and judged on a GPU, tried on the CPU with tiny figures: sweep, training, verdicts, the whole check."""
+"""What is measured and judged on a GPU, tried on the CPU with tiny figures: sweep, training, verdicts, all of it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from wv_bench import cli
@@ -12,7 +13,9 @@ from wv_bench.gpu_check_data import draw, make_sets
 from wv_bench.gpu_check_page import page
 from wv_bench.gpu_check_verdict import judge
 from wv_bench.train_report import ALONE, SYNTHETIC, TRAINED, Row, document
+from wv_bench.train_step import make_step, synthetic_batch
 from wv_loader import Loader
+from wv_train.models import make_model
 
 TINY = ("--size-px", 8, "--batch-size", 16, "--repeats", 1)
 MODEL = ("--model", "wv_resnet_16_32_64", "--steps", 2)
@@ -100,24 +103,17 @@ def test_without_shards_a_synthetic_batch_is_trained_on() -> None:
     assert [row["name"] for row in figures["rows"]] == [SYNTHETIC]
 
 
-def test_steps_learn_from_the_batches_that_they_are_given(small_dataset: Path) -> None:
-    import torch
-
-    from wv_bench.train_step import make_step, synthetic_batch
-
-    batch = synthetic_batch(16, 8, 6, torch.device("cpu"))
+@pytest.mark.parametrize("name", ["plain", "wv-train"])
+def test_steps_learn_from_the_batches_that_they_are_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("wv_resnet_16_32_64", 6)
+    monkeypatch.setattr("wv_bench.train_step.make_model", lambda *_: model)
+    cpu = torch.device("cpu")
+    batch = synthetic_batch(16, 8, 6, cpu)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    for name in ("plain", "wv-train"):
-        made: list[torch.nn.Module] = []
-        with pytest.MonkeyPatch.context() as patched:
-            from wv_bench import train_step
-
-            make = train_step.make_model
-            patched.setattr(train_step, "make_model", lambda *a, make=make: made.append(make(*a)) or made[-1])
-            step = make_step(name, "wv_resnet_16_32_64", classes=6, samples=10, amp="auto", device=torch.device("cpu"))
-        before = [parameter.clone() for parameter in made[0].parameters()]
-        step(batch)
-        assert any(not torch.equal(a, b) for a, b in zip(before, made[0].parameters(), strict=True)), name
+    step = make_step(name, "", classes=6, samples=10, amp="auto", device=cpu)
+    before = [parameter.clone() for parameter in model.parameters()]
+    step(batch)
+    assert any(not torch.equal(was, now) for was, now in zip(before, model.parameters(), strict=True))
 
 
 def test_each_bar_is_passed_at_its_value_and_missed_below() -> None:
