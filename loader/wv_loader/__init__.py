@@ -22,6 +22,7 @@ __all__ = [
     "Augment",
     "BadSampleBudgetError",
     "Batch",
+    "DaliOptions",
     "Failure",
     "Loader",
     "LoaderError",

@@ -1,16 +1,18 @@
-"""What a decode engine is, and which one a name means. Engines draw no boxes themselves."""
+"""What a decode engine is, and how one is made; which one a name means is engine_choice.py's. Engines draw no boxes."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wv_loader.augment import Crops
 from wv_loader.decode_pillow import PillowEngine
-from wv_loader.errors import LoaderError
+from wv_loader.engine_choice import choose_engine
 from wv_loader.read import Failure
+
+if TYPE_CHECKING:
+    import torch
 
 ENGINES = ("auto", "turbo", "pillow")
 
@@ -25,6 +27,10 @@ class Engine(Protocol):
     @property
     def description(self) -> str:
         """Libraries and versions, for a person."""
+
+    @property
+    def reason(self) -> str:
+        """Why `auto` took it, and what it passed over; "" where it was named."""
 
     def decode(
         self,
@@ -47,22 +53,23 @@ class Engine(Protocol):
         """
 
 
-def make_engine(name: str) -> Engine:
-    """The engine of a name; `auto` is the fastest that is built here.
+def make_engine(
+    name: str, device: "torch.device | None" = None, *, has_effects: bool = False, processes: int = 0
+) -> Engine:
+    """The engine of a name; `auto` is the fastest that works here. Arguments as of `choose_engine`.
 
     Raises:
-        LoaderError: no such engine, or it is not built here.
+        EngineError: no such engine, or it can't work here.
     """
-    if name not in ENGINES:
-        raise LoaderError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
-    built = find_spec("wv_loader._turbo") is not None
-    if name == "pillow" or (name == "auto" and not built):
-        return PillowEngine()
-    if not built:
-        raise LoaderError(
-            "engine 'turbo' is not built here: install a C compiler, python3-dev and libjpeg-dev and run `make setup`, "
-            "or take engine 'pillow'"
-        )
+    choice = choose_engine(name, device, has_effects=has_effects, processes=processes)
+    if choice.name == "pillow":
+        return PillowEngine(choice.reason)
     from wv_loader.decode_turbo import TurboEngine  # its kernel may be missing
 
-    return TurboEngine()
+    return TurboEngine(choice.reason)
+
+
+def engine_line(engine: Engine) -> str:
+    """What decodes here and why, as the first line that a command says."""
+    reason = f": {engine.reason}" if engine.reason else ""
+    return f"engine {engine.name} ({engine.description}){reason}"

@@ -73,6 +73,7 @@ class Loader:
         read_ahead_bytes: int | None = None,
         bad_budget: int | float | None = 0.01,
         quarantine: Path | str | None = None,
+        dali: DaliOptions | None = None,
     ) -> None:
         """Open a data set and plan its epochs.
 
@@ -130,6 +131,7 @@ class Loader:
             read_ahead_batches=read_ahead_batches,
             read_ahead_bytes=read_ahead_bytes,
             bad_budget=bad_budget,
+            dali=dali,
         )
         self.options = PlanOptions(
             batch_size=batch_size,
@@ -141,12 +143,13 @@ class Loader:
             run_length=run_length,
         )
         overlays = exclude_paths(exclude)
-        self.engine = make_engine(engine)
         self.train = options.train
         self.size_px = options.size_px
         self.augment = options.augment or Augment()
         self.transform = options.transform
         self.device = find_device(device)
+        has_effects = self.train and self.augment.has_effects
+        self.engine = make_engine(engine, self.device, has_effects=has_effects, processes=options.processes)
         self.dataset = Dataset.open(one_path("directory", directory))
         check_index(self.dataset.directory / INDEX_FILE, self.dataset.manifest.index_checksum)
         self.rank, self.world_size = find_rank(options.rank, options.world_size)
@@ -343,12 +346,11 @@ class Loader:
     def _start(self, loop: ExitStack, plan: EpochPlan | SequentialPlan, epoch: int, numbers: range) -> Delivery:
         """Threads that bring the batches; leaving `loop` ends them."""
         parts = self._parts(plan, numbers.start)
-        stage, memory = self._supply.begin()
+        stage = self._supply.begin()
         pipeline = Pipeline(
             lambda number: self._order(plan, parts, epoch, number),
             numbers,
             stage=stage,
-            memory=memory,
             stats=self.stats,
             prefetch=self._prefetch,
             lead=self._supply.read_ahead.lead,
