@@ -76,8 +76,7 @@ def open_loader(setup: Setup) -> Epoch:
             missing_component_behavior="error",
         )
         start, shape, roi_start, roi_end = (
-            fn.external_source(source=windows.source(name), batch=True, dtype=types.FLOAT, ndim=1)
-            for name in _WINDOWS
+            fn.external_source(source=windows.source(name), batch=True, dtype=types.FLOAT, ndim=1) for name in _WINDOWS
         )
         images = fn.decoders.image_slice(
             read[0],

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from wv_bench.peers.protocol import Epoch, Setup, serve
-from wv_loader import Augment, Loader
+from wv_loader import Augment, DaliOptions, Loader
 from wv_loader.augment import Crops, train_crops
 from wv_shards import EXCLUDE, EXCLUDE_ASKED, Dataset, Overlay
 
@@ -54,6 +54,7 @@ def _open(setup: Setup, more: dict[str, Any]) -> Loader:
         exclude=[path],
         threads=setup.workers,
         device=None if setup.device == "cpu" else setup.device,
+        dali=DaliOptions(**more["dali"]) if more["dali"] else None,
         bad_budget=None,
     )
 

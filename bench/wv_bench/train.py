@@ -22,7 +22,7 @@ from wv_bench.nvml import Gpu
 from wv_bench.options import STDOUT, device_option, json_option, write_json
 from wv_bench.train_report import ALONE, SYNTHETIC, TRAINED, Row, document, print_table
 from wv_bench.train_step import AMP, STEPS, Step, make_step, synthetic_batch
-from wv_loader import Batch, Loader
+from wv_loader import Batch, DaliOptions, Loader
 from wv_train.errors import TrainError
 from wv_train.step import amp_dtype
 
@@ -94,6 +94,8 @@ def command(
         about = machine_on(device, gpu)
         opened = None
         if shards is not None:
+            given = {"hw_decoder_load": hw_decoder_load, "region": region}
+            dali = {name: value for name, value in given.items() if value is not None}
             opened = stack.enter_context(
                 Loader(
                     shards,
@@ -102,6 +104,7 @@ def command(
                     engine=engine,
                     threads=threads,
                     device=None if device.type == "cpu" else device,
+                    dali=DaliOptions(**dali) if dali else None,
                     bad_budget=None,
                 )
             )

@@ -287,7 +287,9 @@ class _Flight:
         pixels = np.empty((len(slots), self._size_px, self._size_px, 3), dtype=np.uint8)
         files = [ticket.samples[slot] for slot in slots.tolist()]
         crops = Crops(boxes=job.crops.boxes[slots], flips=job.crops.flips[slots])
-        return _Rest(slots, pixels, self._engine.cpu.decode(files, job.widths[slots], job.heights[slots], crops, pixels))
+        return _Rest(
+            slots, pixels, self._engine.cpu.decode(files, job.widths[slots], job.heights[slots], crops, pixels)
+        )
 
     def _submit(self, ticket: _Ticket) -> None:
         job, ours = ticket.job, ticket.for_dali
