@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -95,7 +96,7 @@ def command(
         opened = None
         if shards is not None:
             given = {"hw_decoder_load": hw_decoder_load, "region": region}
-            dali = {name: value for name, value in given.items() if value is not None}
+            dali: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
             opened = stack.enter_context(
                 Loader(
                     shards,

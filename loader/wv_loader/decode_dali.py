@@ -9,8 +9,8 @@ files, windows ──► external_source ──► decoders.image_slice ──�
                                        mixed: nvJPEG, NVJPG engine
 ```
 
-Against Pillow: decoding is the same to the bit on a CPU; the filter reads DALI's repeated edge where Pillow's stops at
-the image's edge (up to 23 levels there), and is not rounded between its passes, as Pillow's is (0.16 levels on average).
+Against Pillow: decoding is the same to the bit on a CPU. The filter is not rounded between its passes, as Pillow's is
+(0.16 levels on average), and at an image's edge it repeats pixels where Pillow's leaves off (up to 23 levels there).
 """
 
 from collections import deque
@@ -22,11 +22,12 @@ import torch
 from nvidia import nvimgcodec
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.tensors import TensorCPU
+from torch.utils.dlpack import from_dlpack
 
+from wv_loader.dali_options import DaliOptions
 from wv_loader.dali_stage import dali_says
 from wv_loader.engine import Engine
 from wv_loader.errors import LoaderError
-from wv_loader.options import DaliOptions
 from wv_loader.windows import Windows
 
 _SOURCES = {"start": types.INT32, "shape": types.INT32, "roi_start": types.FLOAT, "roi_end": types.FLOAT}
@@ -97,7 +98,7 @@ class DaliPipeline:
             **on_gpu,
         }
 
-        # Each run is scheduled by its own call, so DALI's queue is one deep; dynamic execution lets several overlap, and
+        # A queue that is one deep: each run is scheduled by its own call. Dynamic execution lets several overlap, and
         # leaves outputs to whoever holds them.
         @pipeline_def(  # type: ignore[untyped-decorator] # ships no types
             batch_size=slots,
@@ -148,23 +149,22 @@ class DaliPipeline:
         """Wait for the oldest batch.
 
         Returns:
-            (n, S, S, 3) uint8, the caller's. On a CPU it is DALI's memory, which DALI leaves alone as long as the tensor
-            lives. On a GPU it is a copy: DALI takes its memory back in the order of its own stream, so torch could still
-            be reading it. The current stream waits for the decoder; this thread does not.
+            (n, S, S, 3) uint8, the caller's. On a CPU it is DALI's memory, which DALI leaves alone while the tensor
+            lives. On a GPU it is a copy: DALI takes its memory back in the order of its own stream, and torch could
+            still be reading it. The current stream waits for the decoder; this thread does not.
 
         Raises:
             RuntimeError: an image can't be decoded, or DALI does not go on.
         """
         if self._device is None:
             (images,) = self._pipeline.outputs()
-            tensor: torch.Tensor = torch.from_dlpack(images.as_tensor())
-            return tensor
+            return from_dlpack(images.as_tensor())
         stream = torch.cuda.current_stream(self._device)
         (images,) = self._pipeline.outputs(cuda_stream=stream)
-        copied = torch.from_dlpack(images.as_tensor()).clone()
+        copied = from_dlpack(images.as_tensor()).clone()
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
         event.record(stream)
-        while self._copied and self._copied[0][0].query():
+        while self._copied and self._copied[0][0].query():  # type: ignore[no-untyped-call]
             self._copied.popleft()
         self._copied.append((event, images))
         return copied

@@ -7,14 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_loader.augment import Crops
+from wv_loader.dali_options import DaliOptions
 from wv_loader.decode_pillow import PillowEngine
-from wv_loader.engine_choice import choose_engine
+from wv_loader.engine_choice import ENGINES, choose_engine
 from wv_loader.read import Failure
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import TypeIs
 
-ENGINES = ("auto", "turbo", "pillow")
+    from wv_loader.decode_dali import DaliEngine
+
+__all__ = ["ENGINES", "Engine", "engine_line", "is_dali", "make_engine"]
 
 
 class Engine(Protocol):
@@ -54,22 +58,51 @@ class Engine(Protocol):
 
 
 def make_engine(
-    name: str, device: "torch.device | None" = None, *, has_effects: bool = False, processes: int = 0
-) -> Engine:
-    """The engine of a name; `auto` is the fastest that works here. Arguments as of `choose_engine`.
+    name: str,
+    device: "torch.device | None" = None,
+    *,
+    has_effects: bool = False,
+    processes: int = 0,
+    dali: DaliOptions | None = None,
+) -> "Engine | DaliEngine":
+    """The engine of a name; `auto` is the fastest that works here.
+
+    Args:
+        name, device, has_effects, processes: as of `choose_engine`.
+        dali: options where DALI decodes; None: the defaults.
 
     Raises:
         EngineError: no such engine, or it can't work here.
     """
     choice = choose_engine(name, device, has_effects=has_effects, processes=processes)
-    if choice.name == "pillow":
-        return PillowEngine(choice.reason)
+    if not choice.name.startswith("dali"):
+        return _cpu_engine(choice.name, choice.reason)
+    import torch
+
+    from wv_loader.decode_dali import DaliEngine  # DALI may be missing
+
+    on = None
+    if choice.name == "dali-gpu":
+        index = None if device is None else device.index
+        on = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+    cpu = _cpu_engine(choose_engine("auto", None).name, "")
+    return DaliEngine(on, cpu, dali or DaliOptions(), choice.reason)
+
+
+def is_dali(engine: "Engine | DaliEngine") -> "TypeIs[DaliEngine]":
+    """Whether DALI decodes: batch by batch, in threads of its own."""
+    return engine.name.startswith("dali")
+
+
+def _cpu_engine(name: str, reason: str) -> Engine:
+    if name == "pillow":
+        return PillowEngine(reason)
     from wv_loader.decode_turbo import TurboEngine  # its kernel may be missing
 
-    return TurboEngine(choice.reason)
+    return TurboEngine(reason)
 
 
-def engine_line(engine: Engine) -> str:
+def engine_line(engine: "Engine | DaliEngine") -> str:
     """What decodes here and why, as the first line that a command says."""
     reason = f": {engine.reason}" if engine.reason else ""
     return f"engine {engine.name} ({engine.description}){reason}"

@@ -8,34 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wv_loader.augment import Augment
-from wv_loader.checks import number, one_path, plain, refuse, several, truth, whole, whole_or_none
+from wv_loader.checks import one_path, plain, refuse, several, truth, whole, whole_or_none
+from wv_loader.dali_options import DaliOptions
 from wv_loader.deliver import Transform
 
 MAX_SIZE_PX = 16_384
 _MAX_THREADS = 4096
-_MAX_DALI_PREFETCH = 16
 _MAX_BYTES = 2**62
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DaliOptions:
-    """How DALI works, where it decodes; nothing that is shown depends on it, but for rounding.
-
-    Raises:
-        OptionError: one of them can't be.
-    """
-
-    prefetch: int = 2
-    """Batches that DALI has in hand at a time, 1 … 16; each costs memory for its pixels, on a GPU there."""
-    hw_decoder_load: float = 0.9
-    """Of the JPEGs that a GPU's hardware decoder can take, how much goes there (0 … 1); its cores decode the rest."""
-    region: bool = True
-    """Decode the part of an image that its crop needs; False: whole images."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prefetch", whole("dali.prefetch", self.prefetch, 1, _MAX_DALI_PREFETCH))
-        object.__setattr__(self, "hw_decoder_load", number("dali.hw_decoder_load", self.hw_decoder_load, 0, 1))
-        object.__setattr__(self, "region", truth("dali.region", self.region))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,7 +37,7 @@ def windows_of(
     sizes = np.stack([heights, widths], axis=1)
     first, last = np.zeros_like(sizes), sizes
     if region:
-        # An antialiased linear filter reaches half an output pixel's width; float32 borders may round one pixel further.
+        # An antialiased linear filter reaches half an output pixel's width; float32 borders may round a pixel further.
         reach = np.ceil(np.maximum((high - low) / size_px, 1.0) / 2).astype(np.int64) + 1
         first = np.maximum(np.floor(low).astype(np.int64) - reach, 0)
         last = np.minimum(np.ceil(high).astype(np.int64) + reach, sizes)
