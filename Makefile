@@ -1,4 +1,4 @@
-# make setup   a virtual environment with everything pinned; EXTRAS=dev,dali adds DALI, 0.9 GB, and stays so
+# make setup   a virtual environment with everything pinned; EXTRAS=dev,dali adds DALI, 0.6 GB, and stays so
 # make demo    a small web-like data set, packed, trained plain and gated, evaluated, reported
 # make test    all tests
 # make bench-setup  a second environment with the loaders that wv-bench compares with, 7 GB

@@ -5,10 +5,20 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
+from mmap import PROT_READ, mmap
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+
+import wv_bench.cli
+import wv_ingest.cli
+import wv_train.cli
+import wv_train.cli_eval
+from wv_loader import ENGINES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -52,10 +62,65 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
     assert {"wv-ingest", "wv-train", "wv-eval", "wv-report", "wv-bench", "torchrun", "from"} <= set(ran)
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md", "docs/gpu.md"]
+)
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / page).read_text()):
-        assert target.startswith("https://") or (REPOSITORY / target).exists(), target
+        assert target.startswith("https://") or (REPOSITORY / page).parent.joinpath(target).exists(), target
+
+
+GPU_PAGE = (REPOSITORY / "docs" / "gpu.md").read_text()
+OTHERS_OPTIONS = {"--gpus", "--no-index", "--find-links", "--no-build-isolation", "--no-deps", "--no-binary"}
+"""Of docker and pip."""
+
+
+def commands_of(name: str, command: click.Command) -> dict[str, set[str]]:
+    """Options by command: of the command and of all below it, which some groups import only when asked."""
+    found = {name: {option for parameter in command.params for option in parameter.opts}}
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for below in command.list_commands(context):
+            one = command.get_command(context, below)
+            assert one is not None
+            found |= commands_of(f"{name} {below}", one)
+    return found
+
+
+def test_the_commands_and_options_of_the_gpu_page_exist() -> None:
+    commands = (
+        commands_of("wv-ingest", wv_ingest.cli.main)
+        | commands_of("wv-bench", wv_bench.cli.main)
+        | commands_of("wv-train", wv_train.cli.command)
+        | commands_of("wv-eval", wv_train.cli_eval.command)
+    )
+    for line in ("".join(found) for found in re.findall(r"^(wv-.*)$|`(wv-[^`]+)`", GPU_PAGE, re.MULTILINE)):
+        words = line.split()
+        command = " ".join(words[:2]) if words[0] in ("wv-ingest", "wv-bench") else words[0]
+        assert {word for word in words if word.startswith("--")} <= commands[command], line
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", GPU_PAGE)) <= OTHERS_OPTIONS.union(*commands.values())
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"(?:^|[` ])make ([a-z-]+)[` \n]", GPU_PAGE):
+        assert f"\n{target}:" in makefile, target
+    assert set(re.findall(r"--engine ([a-z-]+)", GPU_PAGE)) <= set(ENGINES)
+
+
+@pytest.mark.usefixtures("dali")
+def test_the_loader_of_the_gpu_page_runs_and_dali_knows_its_variables(small_dataset: Path) -> None:
+    """On a CPU, from small images."""
+    (code,) = (text for language, text in BLOCK.findall(GPU_PAGE) if language == "python")
+    for there, here in (("shards/train", str(small_dataset)), ("dali-gpu", "dali-cpu"), ("cuda:0", "cpu")):
+        code = code.replace(there, here)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    with names["loader"] as loader:
+        assert next(iter(loader)).images.shape == (256, 3, 224, 224)
+    folder = Path(import_module("nvidia.dali").__file__ or "").parent
+    wanted = {name.encode() + b"\0" for name in re.findall(r"DALI_[A-Z_]+", GPU_PAGE)}
+    for library in ("libdali_core.so", "libdali.so", "libdali_operators.so"):
+        with (folder / library).open("rb") as file, mmap(file.fileno(), 0, prot=PROT_READ) as content:
+            wanted = {name for name in wanted if content.find(name) < 0}
+    assert not wanted
 
 
 def test_every_law_names_a_test_that_exists() -> None:

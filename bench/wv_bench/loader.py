@@ -169,7 +169,7 @@ def _contestants(shards: Path, inputs: Inputs, setup: dict[str, Any], python: Pa
             engine=engine,
         )
 
-    engines = [engine for engine in ENGINES if engine != "auto"]
+    engines = [engine for engine in ENGINES if engine in ("turbo", "pillow")]
     peer_environment = environment(work)
     return [
         *(ours(f"ours, {engine}", "ours", "loader", engine) for engine in engines),

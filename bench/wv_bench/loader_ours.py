@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from wv_bench.peers.protocol import Epoch, Setup, serve
 from wv_loader import Augment, Loader
 from wv_loader.augment import Crops, train_crops
+from wv_loader.engine import is_dali
 from wv_shards import EXCLUDE, EXCLUDE_ASKED, Dataset, Overlay
 
 _CHUNK = 16
@@ -68,6 +69,7 @@ def _loader(setup: Setup, more: dict[str, Any]) -> Epoch:
 def _decode(setup: Setup, more: dict[str, Any]) -> Epoch:
     with _open(setup, more) as loader:
         engine, dataset = loader.engine, loader.dataset
+        assert not is_dali(engine)  # it does nothing without a loader
         ordinals = np.arange(setup.batches * setup.batch_size)
         # Each file once, in chunks as the pipeline has them.
         stored = {ordinal: dataset.read(ordinal) for ordinal in np.unique(ordinals).tolist()}

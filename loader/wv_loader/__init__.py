@@ -4,9 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wv_loader.augment import Augment
-from wv_loader.engine import ENGINES
+from wv_loader.dali_options import DaliOptions
+from wv_loader.engine import ENGINES, engine_line
 from wv_loader.errors import (
     BadSampleBudgetError,
+    EngineError,
     LoaderError,
     OptionError,
     QuarantineWarning,
@@ -22,6 +24,8 @@ __all__ = [
     "Augment",
     "BadSampleBudgetError",
     "Batch",
+    "DaliOptions",
+    "EngineError",
     "Failure",
     "Loader",
     "LoaderError",
@@ -32,6 +36,7 @@ __all__ = [
     "StateMismatchError",
     "StorageError",
     "TimmLoader",
+    "engine_line",
     "serve_metrics",
 ]
 

@@ -131,6 +131,11 @@ class Augment:
             raise refuse("eval_crop_fraction", "a number above 0", self.eval_crop_fraction)
 
     @property
+    def has_effects(self) -> bool:
+        """Whether training images are changed after they were cropped and flipped."""
+        return bool(self.randaugment_operations or self.erase or any(self.jitter))
+
+    @property
     def jitter(self) -> tuple[float, float, float, float]:
         """Widths of the four ranges of the colour jitter, in the order of `Jitter`."""
         return self.brightness, self.contrast, self.saturation, self.hue
@@ -214,9 +219,9 @@ class Effects:
 
 def train_effects(augment: Augment, size_px: int, *, seed: int, epoch: int, slots: NDArray[np.int64]) -> Effects | None:
     """Random effects; None where the options ask for none. Arguments as of `train_crops`."""
-    count = augment.randaugment_operations
-    if not (count or augment.erase or any(augment.jitter)):
+    if not augment.has_effects:
         return None
+    count = augment.randaugment_operations
     n = len(slots)
     places = np.arange(count)
     operations = combine(seed, _TAG, epoch, _Draw.OPERATION, places, slots[:, None]) % np.uint64(len(Operation))

@@ -41,6 +41,9 @@ class PillowEngine:
 
     name = "pillow"
 
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+
     @property
     def description(self) -> str:
         """Name and version, for a person."""

@@ -20,7 +20,8 @@ class TurboEngine:
 
     name = "turbo"
 
-    def __init__(self) -> None:
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
         self._pillow = PillowEngine()
 
     @property

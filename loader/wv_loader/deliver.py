@@ -26,6 +26,7 @@ from wv_shards import combine
 
 Transform = Callable[[Batch], Any]
 Taken = tuple[Batch, dict[int, Failure]]
+_Made = tuple[Any, Batch, dict[int, Failure], torch.cuda.Event | None]
 _AHEAD = 2
 _TAG = 0x42415443  # keeps these seeds apart from the plan's draws
 
@@ -75,11 +76,11 @@ class Delivery:
         self._device = device
         self._left = count
         self._failed = False
-        self._under_way: deque[Future[tuple[Any, Batch, dict[int, Failure]]]] = deque()
+        self._under_way: deque[Future[_Made]] = deque()
         self._thread: ThreadPoolExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
-        if transform is None and device is None:
-            return
+        if transform is None and (device is None or device.type == "cpu"):
+            return  # batches are made there
         if device is not None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="wv-deliver")
@@ -102,35 +103,36 @@ class Delivery:
         if self._thread is None:
             batch, failures = self._take()
             return batch, batch, failures
-        done = self._under_way.popleft().result()
+        delivered, batch, failures, ready = self._under_way.popleft().result()
         self._submit()
-        if self._stream is not None:
-            # Made on another stream: its memory must not be used again before this stream's work on it is done.
+        if ready is not None:
+            # Made on another stream: this one waits for it, and its memory must not be used again before this
+            # stream's work on it is done.
             current = torch.cuda.current_stream(self._device)
-            for tensor in _tensors(done[0]):
+            current.wait_event(ready)
+            for tensor in _tensors(delivered):
                 tensor.record_stream(current)
-        return done
+        return delivered, batch, failures
 
     def _submit(self) -> None:
         if self._thread is not None and self._left:
             self._left -= 1
             self._under_way.append(self._thread.submit(self._next))
 
-    def _next(self) -> tuple[Any, Batch, dict[int, Failure]]:
+    def _next(self) -> _Made:
         if self._failed:
             raise RuntimeError("a batch before this one failed")
         try:
-            batch, failures = self._take()
-            started = self._stats.clock()
             with torch.cuda.stream(self._stream):  # of None does nothing
+                batch, failures = self._take()
+                started = self._stats.clock()
                 delivered = self._deliver(batch)
-            if self._stream is not None:
-                self._stream.synchronize()
+            ready = None if self._stream is None else self._stream.record_event()
             self._stats.add_deliver(self._stats.clock() - started)
         except BaseException:
             self._failed = True
             raise
-        return delivered, batch, failures
+        return delivered, batch, failures, ready
 
     def _deliver(self, batch: Batch) -> Any:
         moved = batch if self._device is None else batch.to(self._device)

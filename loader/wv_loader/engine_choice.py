@@ -13,7 +13,7 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from wv_loader.errors import LoaderError
+from wv_loader.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +72,10 @@ def choose_engine(
         facts: None: those of this machine, looked up as far as the name needs them.
 
     Raises:
-        LoaderError: there is no such engine, or the one that was named can't work here.
+        EngineError: there is no such engine, or the one that was named can't work here.
     """
     if name not in ENGINES:
-        raise LoaderError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
+        raise EngineError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
     on_gpu = device is not None and device.type == "cuda"
     dali = name if name.startswith("dali") else "dali-gpu" if name == "auto" and on_gpu else None
     problem = _not_with(dali, device, has_effects, processes) if dali else None
@@ -86,9 +86,9 @@ def choose_engine(
     elif dali:
         problem = problem or _no_dali(facts)
     if name == "turbo" and not facts.turbo_built:
-        raise LoaderError(f"engine 'turbo' is not built here: {_GET_TURBO}, or take engine 'pillow'")
+        raise EngineError(f"engine 'turbo' is not built here: {_GET_TURBO}, or take engine 'pillow'")
     if name == dali and problem:
-        raise LoaderError(f"engine {name!r}: {problem}; engine 'auto' takes what works here")
+        raise EngineError(f"engine {name!r}: {problem}; engine 'auto' takes what works here")
     if name != "auto":
         return Choice(name, "")
     if dali and not problem:

@@ -9,6 +9,10 @@ class OptionError(LoaderError, ValueError):
     """An option that can't be; the message says which, what was expected and what was found."""
 
 
+class EngineError(LoaderError):
+    """There is no such engine, or it can't work on this machine or with these options."""
+
+
 class StateMismatchError(LoaderError):
     """A saved state belongs to another plan; the message names what differs."""
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
 from wv_loader.batch import Batch
 from wv_loader.checks import one_path, whole
+from wv_loader.dali_options import DaliOptions
 from wv_loader.deliver import Delivery, Transform, batch_seed, find_device
-from wv_loader.engine import make_engine
+from wv_loader.engine import is_dali, make_engine
 from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
 from wv_loader.layout import digest_of, layout_of
@@ -73,6 +74,7 @@ class Loader:
         read_ahead_bytes: int | None = None,
         bad_budget: int | float | None = 0.01,
         quarantine: Path | str | None = None,
+        dali: DaliOptions | None = None,
     ) -> None:
         """Open a data set and plan its epochs.
 
@@ -82,7 +84,8 @@ class Loader:
             size_px: S, side of the square images of a batch.
             seed: of order, rebalancing and crops.
             balance: τ, or one per epoch (the last goes on): 1 shows classes as collected, 0 every class alike.
-            engine: `turbo`, `pillow`, or `auto`: the first of these that is built here.
+            engine: what decodes: `turbo` or `pillow` on threads, `dali-cpu` or `dali-gpu` by DALI, or `auto`:
+                `dali-gpu` where `device` is a GPU and DALI works there, else `turbo` where it is built, else `pillow`.
             train: random crops in planned order; False: every sample once by ordinal, centre crop.
             exclude: overlays of kind `exclude` (paths), beside the data set's own `exclude`, which always holds.
             max_repeat: no class is repeated more often than this per epoch.
@@ -111,6 +114,7 @@ class Loader:
             quarantine: file that gets a JSON line for every sample that failed, once per reason; it goes on where it is
                 there, and all ranks may share it. Where it can't be written later on, as on a full disk, there is a
                 QuarantineWarning and the run goes on.
+            dali: how DALI works, where it decodes.
 
         Raises:
             ShardsError: no finished data set of this format, or one whose index is damaged.
@@ -130,6 +134,7 @@ class Loader:
             read_ahead_batches=read_ahead_batches,
             read_ahead_bytes=read_ahead_bytes,
             bad_budget=bad_budget,
+            dali=dali,
         )
         self.options = PlanOptions(
             batch_size=batch_size,
@@ -141,12 +146,17 @@ class Loader:
             run_length=run_length,
         )
         overlays = exclude_paths(exclude)
-        self.engine = make_engine(engine)
         self.train = options.train
         self.size_px = options.size_px
         self.augment = options.augment or Augment()
         self.transform = options.transform
         self.device = find_device(device)
+        has_effects = self.train and self.augment.has_effects
+        self.engine = make_engine(
+            engine, self.device, has_effects=has_effects, processes=options.processes, dali=options.dali
+        )
+        if is_dali(self.engine):
+            self.device = self.engine.device or self.device
         self.dataset = Dataset.open(one_path("directory", directory))
         check_index(self.dataset.directory / INDEX_FILE, self.dataset.manifest.index_checksum)
         self.rank, self.world_size = find_rank(options.rank, options.world_size)
@@ -343,12 +353,11 @@ class Loader:
     def _start(self, loop: ExitStack, plan: EpochPlan | SequentialPlan, epoch: int, numbers: range) -> Delivery:
         """Threads that bring the batches; leaving `loop` ends them."""
         parts = self._parts(plan, numbers.start)
-        stage, memory = self._supply.begin()
+        stage = self._supply.begin()
         pipeline = Pipeline(
             lambda number: self._order(plan, parts, epoch, number),
             numbers,
             stage=stage,
-            memory=memory,
             stats=self.stats,
             prefetch=self._prefetch,
             lead=self._supply.read_ahead.lead,

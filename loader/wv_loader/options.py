@@ -9,6 +9,7 @@ from pathlib import Path
 
 from wv_loader.augment import Augment
 from wv_loader.checks import one_path, plain, refuse, several, truth, whole, whole_or_none
+from wv_loader.dali_options import DaliOptions
 from wv_loader.deliver import Transform
 
 MAX_SIZE_PX = 16_384
@@ -36,12 +37,15 @@ class LoaderOptions:
     read_ahead_batches: int
     read_ahead_bytes: int | None
     bad_budget: int | float | None
+    dali: DaliOptions | None
 
     def __post_init__(self) -> None:
         if not isinstance(self.augment, Augment | None):
             raise refuse("augment", "an Augment or None", self.augment)
         if not (self.transform is None or callable(self.transform)):
             raise refuse("transform", "a function or None", self.transform)
+        if not isinstance(self.dali, DaliOptions | None):
+            raise refuse("dali", "DaliOptions or None", self.dali)
         checked = {
             "size_px": whole("size_px", self.size_px, 1, MAX_SIZE_PX),
             "train": truth("train", self.train),

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -29,14 +29,37 @@ from numpy.typing import NDArray
 
 from wv_loader.batch import Batch
 from wv_loader.parts import Part
-from wv_loader.processes import ProcessStage
-from wv_loader.stage import Failures, Job, ThreadStage
+from wv_loader.stage import Failures, Job
 from wv_loader.stats import LoaderStats
 
 _HEAD_START_S = 0.02
 """How long planning and reading ahead stand back, at the start, for the reads of the first batch."""
 
 Result = tuple[Batch, Failures]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pixels of a batch."""
+
+    images: torch.Tensor
+    """(n, 3, S, S) uint8, channels-last in memory; zeros where there is no image."""
+    failures: Failures
+    ready: torch.cuda.Event | None = None
+    """What a stream has to wait for before it reads images on a GPU."""
+
+
+class Stage(Protocol):
+    """Reads and decodes. `read` and `decode` are each called in one thread."""
+
+    def read(self, parts: Sequence[Part]) -> None:
+        """Have samples read that later jobs will show; each row's in the order of their showing."""
+
+    def decode(self, job: Job) -> "Future[Decoded]":
+        """Decode the next batch; its samples were asked for by `read`, and are waited for."""
+
+    def close(self) -> None:
+        """Wake whoever waits in `decode`, drop what is not begun, and end the threads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +80,7 @@ class Pipeline:
         make_order: Callable[[int], Order],
         numbers: range,
         *,
-        stage: ThreadStage | ProcessStage,
-        memory: Callable[[], torch.Tensor],
+        stage: Stage,
         stats: LoaderStats,
         prefetch: int,
         lead: int,
@@ -69,7 +91,6 @@ class Pipeline:
             make_order: plans a batch; called in the feed thread, in the order of the numbers.
             numbers: the batches.
             stage: reads and decodes.
-            memory: gives (n, S, S, 3) uint8 tensors for the pixels.
             stats: gets the depth of the queue.
             prefetch: batches whose pixels may be under way, the one that the consumer takes next included.
             lead: batches beyond these whose samples may be read.
@@ -77,13 +98,12 @@ class Pipeline:
         self._make_order = make_order
         self._numbers = numbers
         self._stage = stage
-        self._memory = memory
         self._stats = stats
         self._stopping = False
         self._read_room = threading.Semaphore(prefetch + lead)
         self._decode_room = threading.Semaphore(prefetch)
         self._fed: queue.SimpleQueue[Order | BaseException] = queue.SimpleQueue()
-        self._under_way: deque[Future[Result]] = deque()
+        self._under_way: deque[Future[tuple[Order, Decoded]]] = deque()
         self._announced = threading.Condition()
         self._begun = threading.Event()  # the first batch is read
         self._threads = [
@@ -129,7 +149,7 @@ class Pipeline:
                 raise _Stopped
             future = self._under_way[0]
         try:
-            result = future.result()
+            order, decoded = future.result()
         finally:
             del future  # an error in it would lead back to it by this frame
         with self._announced:
@@ -137,7 +157,7 @@ class Pipeline:
                 self._under_way.popleft()
         self._decode_room.release()
         self._read_room.release()
-        return result
+        return _batch(order, decoded), decoded.failures
 
     def _feed(self) -> None:
         for number in self._numbers:
@@ -162,13 +182,11 @@ class Pipeline:
             order = self._fed.get()
             if self._stopping:
                 return
-            result: Future[Result] = Future()
-            finish = None
+            result: Future[tuple[Order, Decoded]] = Future()
             try:
                 if isinstance(order, BaseException):
                     raise order
-                finish = _Finish(order, self._memory(), result)
-                self._stage.decode(order.job, finish.images.numpy()).add_done_callback(finish)
+                self._stage.decode(order.job).add_done_callback(_HandOn(order, result))
                 self._begun.set()
             except BaseException as error:
                 error.add_note(f"in batch {number} of the loader")
@@ -178,7 +196,7 @@ class Pipeline:
                 self._announced.notify()
             failed = result.done() and result.exception() is not None
             # Or the memory of the batch would not be free while this thread waits, and an error would lead to itself.
-            del order, result, finish
+            del order, result
             if failed:
                 return
 
@@ -188,28 +206,33 @@ class _Stopped(BaseException):
 
 
 @dataclass(frozen=True, slots=True)
-class _Finish:
-    """Makes a batch of what was decoded."""
+class _HandOn:
+    """Puts a batch that is decoded beside its order."""
 
     order: Order
-    images: torch.Tensor
-    result: "Future[Result]"
+    result: "Future[tuple[Order, Decoded]]"
 
-    def __call__(self, decoded: "Future[Failures]") -> None:
-        job = self.order.job
+    def __call__(self, decoded: "Future[Decoded]") -> None:
         try:
-            failures = decoded.result()
+            self.result.set_result((self.order, decoded.result()))
         except BaseException as error:
-            error.add_note(f"in batch {job.number} of the loader")
+            error.add_note(f"in batch {self.order.job.number} of the loader")
             self.result.set_exception(error)
-            return
-        valid = job.ordinals >= 0
-        valid[list(failures)] = False
-        batch = Batch(
-            images=self.images.permute(0, 3, 1, 2),
-            labels=torch.from_numpy(self.order.labels),
-            ordinals=torch.from_numpy(job.ordinals),
-            valid=torch.from_numpy(valid),
-            index=job.number,
-        )
-        self.result.set_result((batch, failures))
+
+
+def _batch(order: Order, decoded: Decoded) -> Batch:
+    """The batch, for the thread and the stream that take it."""
+    if decoded.ready is not None:
+        stream = torch.cuda.current_stream(decoded.images.device)
+        stream.wait_event(decoded.ready)
+        decoded.images.record_stream(stream)  # its memory is not used again before this stream's work on it is done
+    job = order.job
+    valid = job.ordinals >= 0
+    valid[list(decoded.failures)] = False
+    return Batch(
+        images=decoded.images,
+        labels=torch.from_numpy(order.labels),
+        ordinals=torch.from_numpy(job.ordinals),
+        valid=torch.from_numpy(valid),
+        index=job.number,
+    )

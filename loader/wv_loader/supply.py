@@ -2,22 +2,32 @@
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from wv_loader.batch import batch_memory
 from wv_loader.buffers import Arenas, Buffers
-from wv_loader.engine import Engine
-from wv_loader.parts import ReadAheadSize
+from wv_loader.dali_stage import DaliStage, DaliSupply
+from wv_loader.engine import Engine, is_dali
+from wv_loader.parts import Part, ReadAheadSize
+from wv_loader.pipeline import Decoded, Stage
 from wv_loader.processes import ProcessStage, Workers
 from wv_loader.share import Share, local_ranks
-from wv_loader.stage import ThreadStage
+from wv_loader.stage import Failures, Job, ThreadStage
 from wv_loader.stats import LoaderStats
 from wv_shards import Dataset
 
+if TYPE_CHECKING:
+    from wv_loader.decode_dali import DaliEngine
+
 _MOST_READ_AHEAD_BYTES = 2 << 30
+_SOME = 10_000
 _KEPT_OF_BUDGET = 8
 """A part of the memory for files that are read ahead is kept between loops."""
 
@@ -28,7 +38,7 @@ class Supply:
     def __init__(
         self,
         dataset: Dataset,
-        engine: Engine,
+        engine: "Engine | DaliEngine",
         stats: LoaderStats,
         share: Share,
         *,
@@ -73,12 +83,24 @@ class Supply:
         """How much is read ahead."""
         self._shape = shape = (len(share.slots), size_px, size_px, 3)
         self._buffers = Buffers(lambda: np.empty(shape, dtype=np.uint8), spare=prefetch)
+        self._dali: DaliSupply | None = None
         self.workers: Workers | None = None
         """Worker processes, once a loop has needed them."""
         self._end_workers: Callable[[], object] = lambda: None
 
-    def begin(self) -> tuple[ThreadStage | ProcessStage, Callable[[], torch.Tensor]]:
-        """What reads and decodes in one loop, and what gives the memory of its batches; no other loop runs."""
+    def begin(self) -> Stage:
+        """What reads and decodes in one loop; no other loop runs."""
+        if is_dali(self._engine):
+            self._dali = self._dali or self._dali_of(self._engine)
+            return DaliStage(
+                self._dataset,
+                self._dali,
+                self._stats,
+                self._arenas,
+                row_slots=self._share.row_slots,
+                size_px=self._shape[1],
+                threads=self._threads,
+            )
         if not self._processes:
             stage = ThreadStage(
                 self._dataset,
@@ -88,7 +110,7 @@ class Supply:
                 row_slots=self._share.row_slots,
                 threads=self._threads,
             )
-            return stage, batch_memory(self._shape, self._buffers.take)
+            return _IntoMemory(stage, batch_memory(self._shape, self._buffers.take))
         if self.workers is None or self.workers.error is not None:
             self._end_workers()
             self.workers = Workers(
@@ -103,12 +125,60 @@ class Supply:
                 arena_bytes=self._arena_bytes,
             )
             self._end_workers = weakref.finalize(self, self.workers.close)
-        return self.workers.begin(), batch_memory(self._shape, self.workers.memory)
+        return _IntoMemory(self.workers.begin(), batch_memory(self._shape, self.workers.memory))
 
     def close(self) -> None:
-        """End the worker processes; the next loop starts new ones."""
+        """End the worker processes and DALI's pipeline; the next loop starts new ones."""
         self._end_workers()
         self.workers = None
+        if self._dali is not None:
+            self._dali.close()
+
+    def _dali_of(self, engine: "DaliEngine") -> DaliSupply:
+        from wv_loader.decode_dali import open_pipeline  # DALI may be missing
+
+        hint_px = _usual_size(self._dataset)
+        return DaliSupply(
+            engine,
+            lambda: open_pipeline(
+                engine, slots=self._shape[0], size_px=self._shape[1], threads=self._threads, hint_px=hint_px
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _IntoMemory:
+    """Threads or processes that write pixels into memory of ours."""
+
+    stage: ThreadStage | ProcessStage
+    memory: Callable[[], torch.Tensor]
+    """Gives (n, S, S, 3) uint8."""
+
+    def read(self, parts: Sequence[Part]) -> None:
+        self.stage.read(parts)
+
+    def decode(self, job: Job) -> "Future[Decoded]":
+        images = self.memory()
+        result: Future[Decoded] = Future()
+        self.stage.decode(job, images.numpy()).add_done_callback(partial(_hand_on, images, result))
+        return result
+
+    def close(self) -> None:
+        self.stage.close()
+
+
+def _hand_on(images: torch.Tensor, result: "Future[Decoded]", decoded: "Future[Failures]") -> None:
+    error = decoded.exception()
+    if error is not None:
+        result.set_exception(error)
+    else:
+        result.set_result(Decoded(images.permute(0, 3, 1, 2), decoded.result()))
+
+
+def _usual_size(dataset: Dataset) -> tuple[int, int]:
+    """Width and height that hardly an image exceeds: the largest of some, spread over the data set."""
+    some = dataset.index[:: max(1, len(dataset.index) // _SOME)]
+    return int(some["width"].max(initial=1)), int(some["height"].max(initial=1))
 
 
 def _default_threads() -> int:

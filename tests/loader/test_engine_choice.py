@@ -1,11 +1,13 @@
 """Which engine a name means, and what keeps one from working: on facts made up here, and on this machine's own."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from wv_loader import LoaderError
+from wv_loader import EngineError
 from wv_loader.engine_choice import ENGINES, Choice, Facts, choose_engine, gather_facts
 
 CPU = torch.device("cpu")
@@ -100,7 +102,7 @@ def test_dali_on_a_gpu_that_cannot_be_is_refused_by_name_and_passed_over_by_auto
 ) -> None:
     facts = replace(ALL, **other)  # type: ignore[arg-type]  # any of the fields
     for device in (None, GPU):
-        with pytest.raises(LoaderError) as refused:
+        with pytest.raises(EngineError) as refused:
             choose_engine("dali-gpu", device, facts=facts)
         assert str(refused.value) == f"engine 'dali-gpu': {problem}; engine 'auto' takes what works here"
     assert choose_engine("auto", GPU, facts=facts) == Choice("turbo", f"no dali-gpu: {problem}")
@@ -111,7 +113,7 @@ def test_dali_on_a_gpu_that_cannot_be_is_refused_by_name_and_passed_over_by_auto
 
 @pytest.mark.parametrize(("devices", "expected"), [(1, "expected cuda:0 only"), (4, "expected cuda:0 to cuda:3")])
 def test_a_gpu_that_is_not_there_is_named(devices: int, expected: str) -> None:
-    with pytest.raises(LoaderError, match=f"no device cuda:4 here \\({expected}\\)"):
+    with pytest.raises(EngineError, match=f"no device cuda:4 here \\({expected}\\)"):
         choose_engine("dali-gpu", torch.device("cuda", 4), facts=replace(ALL, devices=devices))
 
 
@@ -120,12 +122,12 @@ def test_dali_on_a_cpu_needs_dali_and_nothing_of_a_gpu() -> None:
     assert choose_engine("dali-cpu", CPU, facts=bare).name == "dali-cpu"
     assert choose_engine("dali-cpu", GPU, facts=ALL).name == "dali-cpu"
     for missing in (replace(bare, dali=()), replace(bare, dali_import_error="no such symbol")):
-        with pytest.raises(LoaderError, match=r"^engine 'dali-cpu': DALI .*; engine 'auto' takes what works here$"):
+        with pytest.raises(EngineError, match=r"^engine 'dali-cpu': DALI .*; engine 'auto' takes what works here$"):
             choose_engine("dali-cpu", CPU, facts=missing)
 
 
 def test_decoding_on_a_gpu_is_refused_for_batches_on_a_cpu() -> None:
-    with pytest.raises(LoaderError, match=r"it decodes on a GPU, found device cpu \(give cuda:0, or take engine"):
+    with pytest.raises(EngineError, match=r"it decodes on a GPU, found device cpu \(give cuda:0, or take engine"):
         choose_engine("dali-gpu", CPU, facts=ALL)
 
 
@@ -133,7 +135,7 @@ def test_effects_keep_images_off_the_gpu() -> None:
     choice = choose_engine("auto", GPU, has_effects=True, facts=ALL)
     assert choice.name == "turbo"
     assert choice.reason.startswith("no dali-gpu: colour jitter, RandAugment and erasing are made on the CPU")
-    with pytest.raises(LoaderError, match="engine 'dali-gpu': colour jitter"):
+    with pytest.raises(EngineError, match="engine 'dali-gpu': colour jitter"):
         choose_engine("dali-gpu", GPU, has_effects=True, facts=ALL)
     assert choose_engine("dali-cpu", None, has_effects=True, facts=ALL).name == "dali-cpu"
 
@@ -142,14 +144,31 @@ def test_dali_takes_no_worker_processes() -> None:
     assert choose_engine("auto", GPU, processes=2, facts=ALL).name == "turbo"
     assert choose_engine("turbo", GPU, processes=2, facts=ALL).name == "turbo"
     for name in ("dali-cpu", "dali-gpu"):
-        with pytest.raises(LoaderError, match=f"engine '{name}': .*, found processes=2 \\(leave it at 0\\)"):
+        with pytest.raises(EngineError, match=f"engine '{name}': .*, found processes=2 \\(leave it at 0\\)"):
             choose_engine(name, None, processes=2, facts=ALL)
 
 
+def test_the_gpu_page_explains_every_message_and_no_others() -> None:
+    said = [problem for _, problem in IMPOSSIBLE]
+    for options in ({"device": torch.device("cuda", 4)}, {"device": CPU}, {"has_effects": True}, {"processes": 2}):
+        with pytest.raises(EngineError) as refused:
+            choose_engine("dali-gpu", facts=ALL, **{"device": None, **options})  # type: ignore[arg-type]
+        said.append(str(refused.value).removeprefix("engine 'dali-gpu': "))
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gpu.md").read_text()
+    (table,) = re.findall(r"\| it says \| what to do \|\n.*\n((?:\|.*\n)+)", page)
+    cells = [row.split("|")[1].strip() for row in table.splitlines()]
+    patterns = [re.escape(cell).replace("…", ".*") for cell in cells]
+    for pattern in patterns:
+        assert any(re.match(pattern, problem) for problem in said), pattern
+    kinds = [re.sub(r"\d+(\.\d+)?", r"\\d+(\\.\\d+)?", pattern) for pattern in patterns]
+    for problem in said:
+        assert any(re.match(kind, problem) for kind in kinds), problem
+
+
 def test_what_is_not_an_engine_or_not_built_is_refused() -> None:
-    with pytest.raises(LoaderError, match="engine 'dali': expected one of auto, turbo, pillow, dali-cpu, dali-gpu"):
+    with pytest.raises(EngineError, match="engine 'dali': expected one of auto, turbo, pillow, dali-cpu, dali-gpu"):
         choose_engine("dali", None, facts=ALL)
-    with pytest.raises(LoaderError, match="engine 'turbo' is not built here: install a C compiler"):
+    with pytest.raises(EngineError, match="engine 'turbo' is not built here: install a C compiler"):
         choose_engine("turbo", None, facts=replace(ALL, turbo_built=False))
 
 
@@ -159,7 +178,7 @@ def test_the_facts_of_this_machine_are_those_of_torch() -> None:
     assert facts.torch_cuda == (torch.version.cuda and tuple(map(int, torch.version.cuda.split("."))))
     assert facts.driver_cuda is not None or not facts.devices
     if not facts.devices:
-        with pytest.raises(LoaderError, match=r"engine 'dali-gpu': (torch|no NVIDIA driver|the driver)"):
+        with pytest.raises(EngineError, match=r"engine 'dali-gpu': (torch|no NVIDIA driver|the driver)"):
             choose_engine("dali-gpu", None)
 
 

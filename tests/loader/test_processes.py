@@ -105,7 +105,7 @@ def test_a_worker_that_is_killed_is_an_error_with_its_reason_and_the_next_loop_s
 def test_an_exception_in_a_worker_reaches_the_consumer_with_its_traceback(
     make: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wv_loader.loader.make_engine", lambda _: BrokenEngine())
+    monkeypatch.setattr("wv_loader.loader.make_engine", lambda *_, **__: BrokenEngine())
     with make(processes=1) as loader, pytest.raises(RuntimeError, match="decoder on fire") as raised:
         list(loader)
     notes = "\n".join(raised.value.__notes__)

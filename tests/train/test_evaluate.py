@@ -145,6 +145,7 @@ def test_engines_give_a_model_the_same_top1(run: Path, val_dataset: Path, tmp_pa
         options = ["--shards", str(val_dataset), "--device", "cpu", "--engine", engine, "--json", str(out)]
         done = CliRunner().invoke(command, ["--run", str(run), *options])
         assert done.exit_code == 0, done.output
+        assert done.stderr.startswith(f"engine {engine} (")
         results.append(json.loads(out.read_text()))
         assert results[-1].pop("engine") == engine
     assert results[0].pop("loss") == pytest.approx(results[1].pop("loss"), rel=1e-3)

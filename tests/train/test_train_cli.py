@@ -1,6 +1,7 @@
 """`wv-train`: what it prints, and one line, an exit code and nothing written for every mistake."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -94,11 +95,11 @@ def test_a_run_says_what_it_is(
         "--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu", "--engine", "pillow"
     )
     assert code == 0, err
-    first, second = err.splitlines()[:2]
-    assert first.startswith("engine pillow (Pillow")  # which Pillow, with its version
-    assert ", device cpu, world size 1, global batch 16, " in first
-    assert first.endswith("seed 3")
-    assert second == "239 samples in 6 classes, 3 to 120 a class (imbalance 40.0)"
+    first, second, third = err.splitlines()[:3]
+    assert re.fullmatch(r"engine pillow \(Pillow(-SIMD)? [\w.]+\)", first)  # named: there is no reason to tell
+    assert second.startswith("device cpu, world size 1, global batch 16, ")
+    assert second.endswith("seed 3")
+    assert third == "239 samples in 6 classes, 3 to 120 a class (imbalance 40.0)"
     assert err.splitlines()[-1].startswith("done: 24 steps, ")
     assert lines == (out / "metrics.jsonl").read_text()  # JSON lines where there is no terminal
     info = json.loads((out / "run.json").read_text())
@@ -127,6 +128,33 @@ def test_a_resumed_run_keeps_its_engine_and_another_one_is_said(
     (out / "run.json").write_text(json.dumps({**info, "engine_description": "Pillow 1.0"}))
     _, _, err = wv_train("--resume", "--out", out, "--device", "cpu")
     assert "note: started with engine pillow (Pillow 1.0), goes on with pillow (Pillow" in err
+
+
+def test_the_first_line_says_why_auto_took_an_engine(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path
+) -> None:
+    code, out, _ = wv_train("--shards", small_dataset, "--recipe", recipe, "--device", "cpu", "--dry-run")
+    assert code == 0
+    assert re.fullmatch(r"engine (turbo|pillow) \(.*\): (the fastest on a CPU|no turbo: .*)", out.splitlines()[0])
+
+
+def test_a_run_whose_engine_cannot_work_here_resumes_with_another(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """It was decoded by DALI on a GPU; this is resumed on a CPU."""
+    out = tmp_path / "run"
+    options = ("--shards", small_dataset, "--recipe", recipe, "--device", "cpu", "--engine", "pillow")
+    assert wv_train(*options, "--out", out)[0] == 0
+    info = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**info, "engine": "dali-gpu", "engine_description": "DALI 2.4.0"}))
+    code, _, err = wv_train("--resume", "--out", out, "--device", "cpu")
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith("wv-train: engine 'dali-gpu': it decodes on a GPU, found device cpu")
+    assert "resume with --engine auto" in line
+    code, _, err = wv_train("--resume", "--out", out, "--device", "cpu", "--engine", "auto")
+    assert code == 0
+    assert "note: started with engine dali-gpu (DALI 2.4.0), goes on with " in err
 
 
 def test_each_epoch_ends_with_a_line_that_names_the_slow_stage(

@@ -7,13 +7,13 @@ from typing import NoReturn
 
 import click
 
-from wv_loader import ENGINES, LoaderError
+from wv_loader import ENGINES, EngineError, LoaderError
 from wv_shards import ShardsError
 from wv_train.data import DataConfig
 from wv_train.distributed import open_world
 from wv_train.errors import RecipeError, TrainError
 from wv_train.job import Job, opening_lines, prepare, run_job
-from wv_train.options import bad_budget_option
+from wv_train.options import ENGINE_HELP, bad_budget_option
 from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
@@ -51,9 +51,7 @@ Examples:
     "--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics; local rank k takes PORT + k."
 )
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address that --metrics-port listens on.")
-@click.option(
-    "--engine", type=click.Choice(ENGINES), help="Decoder; the fastest that is built here, or the resumed run's."
-)
+@click.option("--engine", type=click.Choice(ENGINES), help=f"{ENGINE_HELP} Without it: auto, or the resumed run's.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--exclude",
@@ -96,12 +94,14 @@ def command(
         return
     if out is None and not dry_run:
         raise click.UsageError("--out is missing: the folder that the run is written to")
+    remembered = False
     saved = RunDirectory(out).read_info() if resume and out is not None else None
     recipe = _recipe(recipe_name, overrides, saved["recipe"] if saved else None)
     if saved:
         shards = shards or Path(saved["shards"])
         val = val or (Path(saved["val"]) if saved["val"] else None)
         exclude = exclude or tuple(Path(path) for path in saved["exclude"])
+        remembered = engine is None
         engine = engine or saved["engine"]
     if shards is None:
         raise click.UsageError("--shards is missing: a folder made by wv-ingest build-shards")
@@ -127,8 +127,15 @@ def command(
     )
     if dry_run:
         _say_plan(job)
-    else:
+        return
+    try:
         run_job(job)
+    except EngineError as error:
+        if not remembered:
+            raise
+        raise TrainError(
+            f"{error}; the run was started with it: resume with --engine auto, pixels then differ by a few levels"
+        ) from error
 
 
 def main() -> None:

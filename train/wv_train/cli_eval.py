@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from wv_loader import ENGINES, LoaderError
+from wv_loader import ENGINES, LoaderError, engine_line
 from wv_shards import ShardsError, band_range, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import open_validation_loader
@@ -18,7 +18,7 @@ from wv_train.distributed import World, open_world
 from wv_train.errors import TrainError
 from wv_train.evaluate import evaluate
 from wv_train.models import make_model
-from wv_train.options import bad_budget_option
+from wv_train.options import ENGINE_HELP, bad_budget_option
 from wv_train.recipe import recipe_from_table
 from wv_train.run_directory import RunDirectory
 
@@ -37,7 +37,7 @@ Examples:
 @click.option("--batch-size", type=click.IntRange(min=1), help="Instead of the recipe's; does not change the result.")
 @click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that read and decode.")
 @bad_budget_option
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Decoder.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help=ENGINE_HELP)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.version_option(package_name="wv-toolkit")
 def command(
@@ -102,6 +102,8 @@ def evaluate_run(
         shards, recipe, world, classes=classes, engine=engine, threads=loader_threads, bad_budget=bad_budget
     )
     with closing(loading) as loader:
+        if world.is_main:
+            click.echo(engine_line(loader.engine), err=True)
         sums = evaluate(model, loader, world)
     return {
         **sums.overall(),

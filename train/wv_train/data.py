@@ -49,6 +49,7 @@ def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world:
         augment=recipe.augment,
         rank=world.rank,
         world_size=world.size,
+        device=world.device,
         threads=data.loader_threads,
         processes=data.loader_processes,
         read_ahead_bytes=data.read_ahead_bytes,
@@ -81,6 +82,7 @@ def open_validation_loader(
         augment=recipe.augment,
         rank=world.rank,
         world_size=world.size,
+        device=world.device,
         threads=threads,
         bad_budget=bad_budget,
     )

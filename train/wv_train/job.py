@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wv_loader import Loader, LoaderStats, MetricsServer, serve_metrics
+from wv_loader import Loader, LoaderStats, MetricsServer, engine_line, serve_metrics
 from wv_shards import ShardsError, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader
@@ -61,6 +61,8 @@ class Facts:
     engine: str
     engine_description: str
     """Name and version of what decodes, for a person."""
+    engine_line: str
+    """The same with the reason for it."""
 
 
 def run_job(job: Job) -> None:
@@ -165,8 +167,9 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
     some = counts[counts > 0]
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     lines = [
-        f"engine {facts.engine} ({facts.engine_description}), device {device}, world size {world.size}, "
-        f"global batch {recipe.batch_size}, torch threads {torch.get_num_threads()}, seed {recipe.seed}",
+        facts.engine_line,
+        f"device {device}, world size {world.size}, global batch {recipe.batch_size}, "
+        f"torch threads {torch.get_num_threads()}, seed {recipe.seed}",
         f"{int(counts.sum()):,} samples in {len(counts):,} classes, {some.min():,} to {some.max():,} a class "
         f"(imbalance {some.max() / some.min():.1f})",
         f"model {recipe.model}: {_parameters(model):,} parameters, {recipe.size_px} px",
@@ -211,6 +214,7 @@ def _facts(loader: Loader) -> Facts:
         manifest_digest=loader.manifest_digest,
         engine=loader.engine.name,
         engine_description=loader.engine.description,
+        engine_line=engine_line(loader.engine),
     )
 
 

@@ -2,6 +2,8 @@
 
 import click
 
+ENGINE_HELP = "Decoder. auto: on a GPU dali-gpu where DALI works, else turbo where it is built, else pillow."
+
 bad_budget_option = click.option(
     "--bad-budget",
     metavar="COUNT|FRACTION|none",

@@ -108,11 +108,12 @@ class TrainStep:
         """Train on this rank's part of a global batch. `step`: number of the step in the run, seeds dropout."""
         # A generator's state that follows from (seed, step, rank) needs no saving and moves to any machine.
         self._seed_dropout(int(combine(self._seed, step, self.world.rank)) >> 1)
-        label_sum, seen = self.ledger.history(batch.ordinals)
         here = batch.to(self.world.device)
         images = _filled(here.normalized(self._mean, self._std), here.valid)
         with torch.autocast(self.world.device.type, self._amp_dtype, enabled=self._amp_dtype is not None):
             logits = self._forward(images)
+        # Behind the forward pass, which works on a GPU while this waits for ordinals that lie there.
+        label_sum, seen = self.ledger.history(batch.ordinals.cpu())
         losses, rows = judge(logits.float(), here, setting, label_sum, seen)
 
         # (W, 1 + B/W, C): each rank's first row carries its signal.
