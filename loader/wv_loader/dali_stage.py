@@ -80,15 +80,18 @@ class DaliSupply:
         Raises:
             LoaderError: DALI can't build it here.
         """
+        self.check_process()
         if self._pipeline is None:
             self._pipeline = self._open()
-            self._process = os.getpid()
-        elif self._process != os.getpid():
+        return self._pipeline
+
+    def check_process(self) -> None:
+        """Raise a LoaderError in a process that was forked off after the first loop began."""
+        if self._process != os.getpid():
             raise LoaderError(
                 f"engine {self.engine.name}: DALI does not live on in a forked process; make the Loader in the new "
                 "process, or start it by spawn"
             )
-        return self._pipeline
 
     def close(self) -> None:
         """Let go of the pipeline; the next loop builds a new one."""
@@ -118,6 +121,7 @@ class DaliStage:
             size_px: S.
             threads: of the CPU, for what DALI does not take.
         """
+        supply.check_process()
         self._arenas = arenas
         self._stats = stats
         self._row_slots = row_slots
