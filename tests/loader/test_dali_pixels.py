@@ -92,9 +92,7 @@ def weights(low: float, high: float, size_px: int, length: int) -> tuple[NDArray
     return inside / inside.sum(1, keepdims=True), np.maximum(*outside) > 1e-9
 
 
-def exact(
-    files: list[bytes], crops: Crops, size_px: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def exact(files: list[bytes], crops: Crops, size_px: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """(n, S, S, 3) what the filter gives, not rounded; (n, S, S) where it reaches over an edge."""
     shown, crosses = [], []
     for file, (left, top, right, bottom), flip in zip(files, crops.boxes.tolist(), crops.flips.tolist(), strict=True):
@@ -276,9 +274,7 @@ def test_windows_hold_the_box_and_what_the_filter_reaches(
     assume((low < high).all())
     box = np.array([[low[1], low[0], high[1], high[0]]])
     flips = np.array([flip])
-    found = windows_of(
-        np.array([width]), np.array([height]), Crops(boxes=box, flips=flips), size_px, region=region
-    )
+    found = windows_of(np.array([width]), np.array([height]), Crops(boxes=box, flips=flips), size_px, region=region)
     for name, dtype in (("start", np.int32), ("shape", np.int32), ("roi_start", np.float32), ("roi_end", np.float32)):
         array = getattr(found, name)
         assert array.dtype == dtype
