@@ -3,6 +3,8 @@
 # make test    all tests
 # make bench-setup  a second environment with the loaders that wv-bench compares with, 7 GB
 # make check   everything a reviewer would look at: style, types, walls between rooms, tests
+# make gpu-check  on a machine with a GPU: the tests that need one, tables, and a verdict: does the loader keep it fed?
+#              SHARDS=… on data of your own, GPU_CHECK=… where the tables go
 # make clean   what the others made
 
 PYTHON ?= python3
@@ -10,13 +12,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 DEMO ?= demo
+GPU_CHECK ?= gpu-check
 # Extras of pyproject.toml; where they are not given, those of the last time.
 EXTRAS ?= $(or $(shell cat $(VENV)/.extras 2>/dev/null),dev)
 
 # Tests and the demo use one thread per process where they start several.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: always setup bench-setup demo test check lint types walls test-stock-pillow clean
+.PHONY: always setup bench-setup demo test check lint types walls test-stock-pillow gpu-check clean
 
 setup: $(VENV)/.ready
 	@sh tools/setup_pillow_simd.sh $(VENV)
@@ -61,7 +64,15 @@ types: setup
 walls: setup
 	$(BIN)/lint-imports
 
+# Tables are made though a test fails; what failed decides in the end. An environment that has DALI is left as it is.
+gpu-check:
+	@$(MAKE) --no-print-directory setup EXTRAS=$(if $(findstring dali,$(EXTRAS)),$(EXTRAS),$(EXTRAS),dali)
+	@tests=0; WV_REQUIRE_GPU=1 WV_REQUIRE_DALI=1 $(BIN)/python -m pytest -q -m gpu || tests=$$?; \
+	$(BIN)/wv-bench gpu-check $(SHARDS) --out $(GPU_CHECK) || tests=$$?; \
+	[ ! -f $(GPU_CHECK)/gpu-check.html ] || echo "tables and charts: $(GPU_CHECK)/gpu-check.html and beside it"; \
+	exit $$tests
+
 check: lint types walls test-stock-pillow test
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH_VENV) $(DEMO) $(GPU_CHECK) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

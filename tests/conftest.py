@@ -136,6 +136,14 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_dataset(tmp_path_factory.mktemp("small") / "shards", [120, 61, 30, 17, 8, 3], rejects=2)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a GPU, so that `make gpu-check` runs all of it and nothing else."""
+    for item in items:
+        if "cuda" in getattr(item, "fixturenames", ()):
+            item.add_marker("gpu")
+
+
 @pytest.fixture(scope="session")
 def cuda() -> torch.device:
     """A GPU: without one its tests skip, and fail where WV_REQUIRE_GPU=1 says that there is one."""

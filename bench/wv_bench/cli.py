@@ -18,10 +18,13 @@ COMMANDS = {
     "duplicates": ("wv_bench.duplicates", "the search for duplicates: time, memory, recall against all pairs"),
     "first-batch": ("wv_bench.first_batch", "time to the first batch of a data set as large as WebVision"),
     "gil": ("wv_bench.gil", "how long the loader holds Python's lock, and the cores that a process can feed"),
+    "gpu-check": ("wv_bench.gpu_check", "all that concerns a GPU, judged: does the loader keep it fed"),
     "ingest": ("wv_bench.ingest", "build-shards against bare loops, tar and webdataset.ShardWriter"),
     "ingest-plan": ("wv_bench.ingest_plan", "planning at WebVision's size: time, memory, bytes of index"),
     "loader": ("wv_bench.loader", "the loader against other loaders and the bare decoder"),
+    "loader-sweep": ("wv_bench.loader_sweep", "settings of our loader against one another, on the CPU or a GPU"),
     "plan": ("wv_bench.plan", "the epoch plan: exposures, shuffling, time and memory"),
+    "train": ("wv_bench.train", "training steps on images that lie ready, and on those of the loader"),
 }
 """Command: module, which has it as `command`, and what it measures."""
 

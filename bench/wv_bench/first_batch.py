@@ -122,7 +122,8 @@ def make_set(shards: Path, folder: Path, samples: int, classes: int) -> Manifest
     infos = []
     for number, (band, _) in enumerate(layout):
         name = f"b{band:02d}-{number:06d}"
-        os.link(folder / "real.tar", folder / f"{name}.tar")
+        for suffix in ("tar", "idx"):
+            os.link(folder / f"real.{suffix}", folder / f"{name}.{suffix}")
         checksum = xxhash.xxh3_128_hexdigest(name.encode())  # of the name: the tars are the same, the set's are not
         infos.append(ShardInfo(name=name, samples=per_shard, bytes=real.info.bytes, checksum=checksum, band=band))
     counts = np.zeros(classes, dtype=np.int64)

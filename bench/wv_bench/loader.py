@@ -6,9 +6,7 @@ their own; how they are measured is in loader_run.py.
 """
 
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,22 @@ from wv_bench.loader_inputs import Inputs, prepare
 from wv_bench.loader_peers import PEERS, environment, pillow_of
 from wv_bench.loader_report import document, print_table
 from wv_bench.loader_run import Contestant, Row, measure
-from wv_bench.measure import machine
-from wv_bench.options import STDOUT, OutputFile, json_option, write_json
-from wv_loader import ENGINES
+from wv_bench.loader_sides import engines_on, gpu_of, machine_on, ours, some_cores, work_folder
+from wv_bench.options import STDOUT, OutputFile, device_option, json_option, write_json
 
 _BENCH_PYTHON = Path(".venv-bench/bin/python")
 
 
-@click.command("loader", epilog="Example: wv-bench loader shards/train --only ours --only torch --chart loaders.html")
+_EXAMPLES = """\b
+Examples:
+  wv-bench loader shards/train --only ours --only torch --chart loaders.html
+  wv-bench loader shards/train --device cuda --cores 8 --max-samples 65536
+"""
+
+
+@click.command("loader", epilog=_EXAMPLES)
 @click.argument("shards", type=click.Path(path_type=Path))
+@device_option()
 @click.option("--size-px", type=click.IntRange(1), default=224, show_default=True, help="Side of the images.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
 @click.option(
@@ -74,6 +79,7 @@ _BENCH_PYTHON = Path(".venv-bench/bin/python")
 @click.option("--chart", "chart_file", type=OutputFile(suffix=".html"), help="Write a chart (HTML).")
 def command(
     shards: Path,
+    device: Any,
     size_px: int,
     batch_size: int,
     cores: int | None,
@@ -89,55 +95,59 @@ def command(
 ) -> None:
     """Images a second, processor time, memory and time to the first batch: ours, its ceilings, and other loaders.
 
-    A peer that is not installed, or that fails, is a row with the reason.
+    A peer that is not installed, or that fails, is a row with the reason. With `--device cuda` everybody's batches end
+    on the GPU, which NVML watches; an epoch's time ends when the GPU has done its work.
     """
-    allowed = os.sched_getaffinity(0)
-    cores = cores or len(allowed)
-    if cores > len(allowed):
-        raise click.UsageError(f"--cores {cores}: this process may use {len(allowed)}")
     console = Console(stderr=json_file == STDOUT)
     python = peer_python or (_BENCH_PYTHON if _BENCH_PYTHON.exists() else Path(sys.executable))
     python = Path(os.path.abspath(python))  # not resolved: a venv's python is a link
-    pillow = pillow_of(python)
-    console.print(f"peers run on {pillow} ({_whose(python)})", highlight=False)
-    about = machine(("torch", "numpy"))
-    about |= {"cores": cores, "load": round(os.getloadavg()[0], 2), "peers_pillow": pillow}
-    kept = work if work is not None else Path(tempfile.mkdtemp(prefix="wv-bench-"))
-    try:
-        os.sched_setaffinity(0, sorted(allowed)[:cores])
-        logs = kept.resolve() / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        inputs = prepare(shards, kept.resolve(), max_samples)
+    with some_cores(cores) as held, work_folder(work) as kept:
+        pillow = pillow_of(python)
+        if device.type == "cpu":
+            console.print(f"peers run on {pillow} ({_whose(python)})", highlight=False)
+        gpu, notes = gpu_of(device)
+        about = machine_on(device, gpu) | {"peers_pillow": pillow}
+        logs = kept / "logs"
+        logs.mkdir(exist_ok=True)
+        inputs = prepare(shards, kept, max_samples)
         batches = min(inputs.samples, max_samples) // batch_size
         if not batches:
             raise click.UsageError(f"{inputs.samples} samples are less than a batch: lower --batch-size {batch_size}")
-        setup = {"size_px": size_px, "batch_size": batch_size, "batches": batches, "workers": cores}
+        setup: dict[str, Any] = {
+            "size_px": size_px,
+            "batch_size": batch_size,
+            "batches": batches,
+            "workers": held,
+            "device": str(device),
+        }
         chosen = [
             contestant
-            for contestant in _contestants(shards.resolve(), inputs, setup, python, kept.resolve())
+            for contestant in _contestants(shards.resolve(), inputs, setup, device.type, python, kept)
             if not only or any(text.lower() in contestant.label.lower() for text in only)
         ]
         if not chosen:
             raise click.UsageError(f"nobody's name has {' or '.join(only)} in it")
         title = (
             f"{batches * batch_size:,} images an epoch, of {inputs.set_samples:,} in the set, "
-            f"{1000 * inputs.mb / inputs.samples:.1f} KB each, to {size_px} px, batch {batch_size}, {cores} cores"
+            f"{1000 * inputs.mb / inputs.samples:.1f} KB each, to {size_px} px, batch {batch_size}, {held} cores"
         )
 
         def figures(rows: list[Row], rounds: int) -> dict[str, Any]:
-            return document(f"{title}, {rounds} round{'s' * (rounds != 1)}", rows, about)
+            return document(f"{title}, {rounds} round{'s' * (rounds != 1)}", rows, about, notes)
 
         def keep(rows: list[Row], rounds: int) -> None:
             if json_file != STDOUT:
                 write_json(json_file, figures(rows, rounds))  # a run that is stopped keeps what it has
 
         rows = measure(
-            chosen, repeats=repeats, watched_epochs=epochs_rss, logs=logs, timeout_s=timeout, after_round=keep
+            chosen,
+            repeats=repeats,
+            watched_epochs=epochs_rss,
+            logs=logs,
+            timeout_s=timeout,
+            after_round=keep,
+            gpu=gpu,
         )
-    finally:
-        os.sched_setaffinity(0, allowed)
-        if work is None:
-            shutil.rmtree(kept, ignore_errors=True)
     result = figures(rows, repeats)
     if chart_file is not None:
         chart_file.write_text(chart(result))
@@ -153,38 +163,43 @@ def _whose(python: Path) -> str:
     return "of --peer-python"
 
 
-def _contestants(shards: Path, inputs: Inputs, setup: dict[str, Any], python: Path, work: Path) -> list[Contestant]:
-    """Everybody: ours, ceilings, the reading rate, peers."""
-    images = {"folder": str(inputs.folder), "tars": [str(tar) for tar in inputs.tars], "samples": inputs.samples}
-
-    def ours(name: str, kind: str, what: str, engine: str) -> Contestant:
-        task = {"what": what, "engine": engine}
-        return Contestant(
-            name=name,
-            kind=kind,
-            dtype="" if kind == "reading" else "uint8",
-            command=(sys.executable, "-m", "wv_bench.loader_ours"),
-            setup={**setup, **images, "work": str(inputs.root), "dtype": "uint8", "shards": str(shards), **task},
-            environment=dict(os.environ),
-            engine=engine,
-        )
-
-    engines = [engine for engine in ENGINES if engine in ("turbo", "pillow")]
+def _contestants(
+    shards: Path, inputs: Inputs, setup: dict[str, Any], device: str, python: Path, work: Path
+) -> list[Contestant]:
+    """Everybody: ours, ceilings, the reading rate, peers whose batches are on such a device."""
     peer_environment = environment(work)
     return [
-        *(ours(f"ours, {engine}", "ours", "loader", engine) for engine in engines),
-        *(ours(f"decode alone, {engine}", "ceiling", "decode", engine) for engine in engines),
-        ours("read alone", "reading", "read", "auto"),
+        *(ours(f"ours, {engine}", shards, inputs, setup, engine=engine) for engine in engines_on(device)),
+        *(
+            ours(f"decode alone, {engine}", shards, inputs, setup, engine=engine, kind="ceiling", what="decode")
+            for engine in engines_on(device)
+            if not engine.startswith("dali")  # these decode whole batches, and nothing alone
+        ),
+        ours("read alone", shards, inputs, setup, engine="auto", kind="reading", what="read"),
         *(
             Contestant(
                 name=peer.name,
                 kind="peer",
                 dtype=peer.dtype,
-                command=(str(python), "-m", f"wv_bench.peers.{peer.module}"),
-                setup={**setup, **images, "work": str(inputs.root / peer.module), "dtype": peer.dtype},
+                command=(sys.executable if peer.ours else str(python), "-m", f"wv_bench.peers.{peer.module}"),
+                setup={**setup, **inputs.as_setup(), "work": str(inputs.root / peer.module), "dtype": peer.dtype},
                 environment=peer_environment,
                 writes=peer.writes,
             )
             for peer in PEERS
+            if peer.device == device
         ),
+        *([_dali_reader(inputs, setup)] if device == "cpu" else []),
     ]
+
+
+def _dali_reader(inputs: Inputs, setup: dict[str, Any]) -> Contestant:
+    """DALI's reader before our operators, on this interpreter: what `ours, dali-cpu` is to be held against."""
+    return Contestant(
+        name="DALI's reader, our operators",
+        kind="peer",
+        dtype="uint8",
+        command=(sys.executable, "-m", "wv_bench.loader_dali_reader"),
+        setup={**setup, **inputs.as_setup(), "work": str(inputs.root), "dtype": "uint8"},
+        environment=dict(os.environ),
+    )

@@ -7,7 +7,7 @@ narrow screen; only the bars stretch.
 from html import escape
 from typing import Any
 
-from wv_bench.loader_report import about, cpu_text
+from wv_bench.loader_report import about, cpu_text, gpu_texts
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c1c1c; --faint: #6b6b6b; --ours: #0b6e4f; --peer: #8d99ae;
@@ -24,8 +24,8 @@ svg { display: block; width: 100%; height: 14px; } .ours { fill: var(--ours); } 
 """
 
 
-def chart(result: dict[str, Any]) -> str:
-    """The page, from the document of loader_report."""
+def chart(result: dict[str, Any], command: str = "loader") -> str:
+    """The page, from the document of loader_report; `command` of wv-bench that measured."""
     good = [row for row in result["rows"] if row["status"] == "ok" and row["kind"] != "reading"]
     longest = max((max(row["rates"]) for row in good), default=1.0)
     bars = "\n".join(_bar(row, longest) for row in sorted(good, key=lambda row: -row["rate_median"]))
@@ -34,7 +34,7 @@ def chart(result: dict[str, Any]) -> str:
     return f"""<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>wv-bench loader</title><style>{_STYLE}</style></head>
+<title>wv-bench {escape(command)}</title><style>{_STYLE}</style></head>
 <body>
 <h1>Images a second</h1>
 <p>{escape(result["title"])}. Median; the line spans slowest to fastest.</p>
@@ -50,6 +50,7 @@ def _bar(row: dict[str, Any], longest: float) -> str:
     facts = [f"{cpu_text(row)} CPU s per 1,000"]
     if "peak_pss_mb" in row:
         facts += [f"{row['peak_pss_mb']:,.0f} MB", f"first batch {row['first_batch_s']:.2f} s"]
+    facts += [f"GPU {heading} {text}" for heading, text in gpu_texts(row).items()]
     if row["kind"] == "peer" and row["ours_over_this"]:
         facts.insert(0, f"ours is {row['ours_over_this']['median']:.2f} times as fast")
     name = row["label"]

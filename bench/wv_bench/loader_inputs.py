@@ -7,6 +7,7 @@ set's digest, and used again by the next run with the same work folder.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wv_shards import Dataset
 
@@ -26,9 +27,15 @@ class Inputs:
     root: Path
     """Place for the formats of the peers, one folder each."""
 
+    def as_setup(self) -> dict[str, Any]:
+        """As part of what a contestant is given."""
+        return {"folder": str(self.folder), "tars": [str(tar) for tar in self.tars], "samples": self.samples}
 
-def prepare(shards: Path, work: Path, wanted: int) -> Inputs:
+
+def prepare(shards: Path, work: Path, wanted: int, *, folder: bool = True) -> Inputs:
     """Take the first shards that hold at least `wanted` samples, or all, and write their images into a folder.
+
+    folder: False writes no images, for those who read shards alone.
 
     Raises:
         ShardsError: no finished data set.
@@ -37,8 +44,9 @@ def prepare(shards: Path, work: Path, wanted: int) -> Inputs:
         count = 1 + int(dataset.shard_starts[1:-1].searchsorted(wanted)) if len(dataset.manifest.shards) else 0
         samples = int(dataset.shard_starts[count])
         root = work / f"{dataset.manifest.digest[:12]}-{samples}"
-        folder = root / "images"
-        if not folder.exists():
+        images = root / "images"
+        root.mkdir(parents=True, exist_ok=True)
+        if folder and not images.exists():
             unfinished = root / "images.unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
             for label in set(dataset.index["label"][:samples].tolist()):
@@ -46,9 +54,9 @@ def prepare(shards: Path, work: Path, wanted: int) -> Inputs:
             for ordinal in range(samples):
                 label = int(dataset.index["label"][ordinal])
                 (unfinished / f"{label:05d}" / f"{ordinal:08d}.jpg").write_bytes(dataset.read(ordinal))
-            unfinished.rename(folder)
+            unfinished.rename(images)
         return Inputs(
-            folder=folder,
+            folder=images,
             tars=tuple(dataset.shard_path(shard).resolve() for shard in range(count)),
             samples=samples,
             set_samples=dataset.manifest.samples,

@@ -1,6 +1,6 @@
 """Our side of `wv-bench loader`, as a process that speaks the peers' protocol: the loader, and the loops that bound it.
 
-loader    batches of wv_loader, from the shards
+loader    batches of wv_loader, from the shards, on the device
 decode    nothing but an engine's decoding and resizing, on threads, of files that lie in memory: the ceiling
 read      nothing but `pread` of all samples, on threads
 """
@@ -10,14 +10,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wv_bench.peers.protocol import Epoch, Setup, serve
-from wv_loader import Augment, Loader
+from wv_loader import Augment, DaliOptions, Loader
 from wv_loader.augment import Crops, train_crops
 from wv_loader.engine import is_dali
 from wv_shards import EXCLUDE, EXCLUDE_ASKED, Dataset, Overlay
@@ -33,7 +35,8 @@ def main(text: str) -> None:
         "decode": lambda: _decode(setup, more),
         "read": lambda: _read(setup, Path(more["shards"])),
     }
-    serve(setup, ("torch", "numpy", "pillow"), lambda _data: opened[more["what"]]())
+    finish = partial(torch.cuda.synchronize, setup.device) if setup.device.startswith("cuda") else None
+    serve(setup, ("torch", "numpy", "pillow"), lambda _data: opened[more["what"]](), finish=finish)
 
 
 def _open(setup: Setup, more: dict[str, Any]) -> Loader:
@@ -51,6 +54,8 @@ def _open(setup: Setup, more: dict[str, Any]) -> Loader:
         engine=more["engine"],
         exclude=[path],
         threads=setup.workers,
+        device=None if setup.device == "cpu" else setup.device,
+        dali=DaliOptions(**more["dali"]) if more["dali"] else None,
         bad_budget=None,
     )
 

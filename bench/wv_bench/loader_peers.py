@@ -18,6 +18,10 @@ class Peer:
     dtype: str = "uint8"
     writes: bool = False
     """It has a format of its own."""
+    device: str = "cpu"
+    """Type of the device that its batches are on."""
+    ours: bool = False
+    """It needs nothing but what this toolkit needs, and so runs on its interpreter."""
 
 
 PEERS = (
@@ -31,6 +35,7 @@ PEERS = (
     Peer(name="SPDL", module="spdl_pipeline"),
     Peer(name="Grain", module="grain_records", writes=True),
     Peer(name="DALI (CPU)", module="dali_webdataset"),
+    Peer(name="torchvision, GPU decode", module="torchvision_cuda", device="cuda", ours=True),
 )
 
 

@@ -1,6 +1,7 @@
 """The figures of `wv-bench loader` as one JSON-able document, and as a table of the same."""
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wv_bench.loader_run import Row
+from wv_bench.nvml import GpuUse
 
 _HEADINGS = (
     "median\nimg/s",
@@ -21,7 +23,15 @@ _HEADINGS = (
 )
 
 
-def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, Any]:
+_GPU_HEADINGS = {
+    "busy_fraction": "busy",
+    "jpeg_fraction": "JPEG engine",
+    "decoder_fraction": "video decoder",
+    "memory_mb": "memory, MB",
+}
+
+
+def document(title: str, rows: list[Row], about: dict[str, Any], notes: Sequence[str] = ()) -> dict[str, Any]:
     """Everything that was measured, divided last.
 
     Ratios are taken round by round. `ours_over_this`: how many times faster our fastest engine is. `share_of_ceiling`:
@@ -54,6 +64,7 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
                 "cpu_step_s_per_1000": row.cpu_step_s_per_1000,
                 "ours_over_this": _ratio(best, row),
                 "share_of_ceiling": _ratio(row, ceiling),
+                "gpu": gpu_means(row.gpu),
             }
             if who.kind in ("ours", "peer"):
                 values |= {
@@ -62,7 +73,13 @@ def document(title: str, rows: list[Row], about: dict[str, Any]) -> dict[str, An
                     "first_batch_s": row.first_batch_s,
                 }
         shown.append(values)
-    return {"title": title, "machine": about, "best": None if best is None else best.contestant.label, "rows": shown}
+    return {
+        "title": title,
+        "machine": about,
+        "best": None if best is None else best.contestant.label,
+        "rows": shown,
+        "notes": list(notes),
+    }
 
 
 def cpu_text(row: dict[str, Any]) -> str:
@@ -88,6 +105,7 @@ def print_table(console: Console, result: dict[str, Any]) -> None:
         "processes of each. first batch: seconds, imports apart.",
         highlight=False,
     )
+    _print_gpu(console, result)
     for row in result["rows"]:
         if row["status"] != "ok":
             console.print(f"{row['status']}: {row['label']}: {row['reason']}", highlight=False, markup=False)
@@ -111,7 +129,9 @@ def about(result: dict[str, Any]) -> list[str]:
             versions |= {name: number for name, number in row["versions"].items() if name != "numpy"}
     machine = result["machine"]
     ours = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    lines = [f"{machine['processor']}, {machine['cores']} cores, load before {machine['load']}"]
+    lines = [*result["notes"], f"{machine['processor']}, {machine['cores']} cores, load before {machine['load']}"]
+    if "gpu" in machine:
+        lines.append(", ".join(f"{name} {value}" for name, value in machine["gpu"].items()).removeprefix("name "))
     lines.append(f"Python {machine['python']}, {ours}")
     if versions:
         lines.append(
@@ -119,6 +139,40 @@ def about(result: dict[str, Any]) -> list[str]:
             + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
         )
     return [*lines, machine["command"]]
+
+
+def gpu_means(uses: Sequence[GpuUse]) -> dict[str, float] | None:
+    """Mean over epochs of what NVML told; memory at its peak; nothing where it was not asked."""
+    if not uses:
+        return None
+    values = {name: [value for use in uses if (value := getattr(use, name)) is not None] for name in _GPU_HEADINGS}
+    return {
+        name: max(found) if name == "memory_mb" else statistics.fmean(found) for name, found in values.items() if found
+    }
+
+
+def gpu_texts(row: dict[str, Any]) -> dict[str, str]:
+    """What NVML told of a row's epochs, by heading; nothing where it was not asked."""
+    told = row.get("gpu") or {}
+    return {
+        heading: f"{told[name]:,.0f}" if name == "memory_mb" else f"{told[name]:.0%}"
+        for name, heading in _GPU_HEADINGS.items()
+        if told.get(name) is not None
+    }
+
+
+def _print_gpu(console: Console, result: dict[str, Any]) -> None:
+    shown = {row["label"]: gpu_texts(row) for row in result["rows"]}
+    if not any(shown.values()):
+        return
+    table = Table(title="the GPU meanwhile", box=SIMPLE_HEAD, padding=0)
+    table.add_column("", no_wrap=True)
+    for heading in _GPU_HEADINGS.values():
+        table.add_column(heading, justify="right")
+    for label, texts in shown.items():
+        if texts:
+            table.add_row(label, *(texts.get(heading, "–") for heading in _GPU_HEADINGS.values()))
+    console.print(table)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

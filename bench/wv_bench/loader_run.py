@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from wv_bench.nvml import Gpu, GpuUse
+
 _SAMPLING_S = 0.1
 _SETTLING_S = 3.0
 _GRACE_S = 5.0
@@ -79,6 +81,8 @@ class Row:
     cpu_s_per_1000: list[float] = field(default_factory=list)
     cpu_step_s_per_1000: float = 0.0
     """The smallest difference that the kernel's clock of processor time shows."""
+    gpu: list[GpuUse] = field(default_factory=list)
+    """Of each timed epoch, where the GPU is watched."""
 
     def fail(self, error: ContestantError) -> None:
         """Keep the reason; what was measured before stays out of the table."""
@@ -163,6 +167,10 @@ class Running:
                 return
             before = now
 
+    def pids(self) -> set[int]:
+        """Its processes."""
+        return set(_session(self._process.pid))
+
     def wait(self) -> None:
         """Wait until it ends by itself.
 
@@ -242,6 +250,7 @@ def measure(
     logs: Path,
     timeout_s: float,
     after_round: Callable[[list[Row], int], None],
+    gpu: Gpu | None = None,
 ) -> list[Row]:
     """Prepare, watch and time all contestants.
 
@@ -275,10 +284,7 @@ def measure(
                     continue
                 try:
                     running[at].settle()
-                    answer, cpu_s = running[at].epoch(number + 1)
-                    row.rates.append(answer["samples"] / answer["seconds"])
-                    row.cpu_s_per_1000.append(1000 * cpu_s / answer["samples"])
-                    row.cpu_step_s_per_1000 = 1000 / _TICKS / answer["samples"]
+                    _timed(row, running[at], number + 1, gpu)
                     running[at].settle()
                 except ContestantError as error:
                     row.fail(error)
@@ -289,6 +295,59 @@ def measure(
         for process in running.values():
             process.close()
     return rows
+
+
+def measure_apart(
+    contestants: Sequence[Contestant],
+    *,
+    repeats: int,
+    logs: Path,
+    timeout_s: float,
+    after_round: Callable[[list[Row], int], None],
+    gpu: Gpu | None = None,
+) -> list[Row]:
+    """Time contestants of which there are too many to be there at once: a GPU's memory does not hold them all.
+
+    Each epoch is that of a fresh process, after one that is not timed. Turns and `after_round` are as of `measure`.
+    """
+    rows = [Row(contestant=contestant) for contestant in contestants]
+    for number in range(repeats):
+        for turn in range(len(rows)):
+            at = (turn + number) % len(rows)
+            row = rows[at]
+            if row.problem:
+                continue
+            try:
+                with Running(row.contestant, logs / f"{at:02d}.log", timeout_s) as process:
+                    row.versions = process.ready()["versions"]
+                    _watched(row, process, 0)
+                    process.settle()
+                    _timed(row, process, number + 1, gpu)
+            except ContestantError as error:
+                row.fail(error)
+        after_round(rows, number + 1)
+    return rows
+
+
+def _timed(row: Row, process: Running, number: int, gpu: Gpu | None) -> None:
+    if gpu is None:
+        answer, cpu_s = process.epoch(number)
+    else:
+        with gpu.watch(process.pids) as used:
+            answer, cpu_s = process.epoch(number)
+        row.gpu += used
+    row.rates.append(answer["samples"] / answer["seconds"])
+    row.cpu_s_per_1000.append(1000 * cpu_s / answer["samples"])
+    row.cpu_step_s_per_1000 = 1000 / _TICKS / answer["samples"]
+
+
+def _watched(row: Row, process: Running, number: int) -> None:
+    answer, peak_mb = process.watched_epoch(number)
+    if not answer["samples"]:
+        raise ContestantError("gave no batch")
+    if row.first_batch_s is None:
+        row.first_batch_s = answer["first_s"]
+    row.pss_mb.append(round(peak_mb, 1))
 
 
 def _alone(row: Row, log: Path, epochs: int, timeout_s: float) -> None:
@@ -302,12 +361,7 @@ def _alone(row: Row, log: Path, epochs: int, timeout_s: float) -> None:
         if data := about["data"]:
             row.format_mb = sum(path.stat().st_size for path in Path(data).rglob("*") if path.is_file()) / 1e6
         for number in range(epochs):
-            answer, peak_mb = process.watched_epoch(number)
-            if not answer["samples"]:
-                raise ContestantError("gave no batch")
-            if row.first_batch_s is None:
-                row.first_batch_s = answer["first_s"]
-            row.pss_mb.append(round(peak_mb, 1))
+            _watched(row, process, number)
 
 
 def _session(leader: int) -> dict[int, tuple[int, ...]]:

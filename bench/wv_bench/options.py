@@ -1,4 +1,4 @@
-"""Options that benchmarks share: files to be written, which are refused before anything is measured, and `--json`."""
+"""Options that benchmarks share: files to be written, refused before anything is measured; `--json`; devices; lists."""
 
 import json
 import os
@@ -28,6 +28,54 @@ class OutputFile(click.Path):
             problem = "may not be written to" if path.parent.is_dir() else "is not there: make it first"
             self.fail(f"{path}: the folder {path.parent} {problem}", param, ctx)
         return path
+
+
+class Device(click.ParamType[Any]):
+    """`cpu`, `cuda` or `cuda:K`: a device that is there, as a torch.device; `cuda` is `cuda:0`."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        import torch  # `--help` does without its seconds
+
+        if isinstance(value, torch.device):
+            return value
+        name, _, number = str(value).partition(":")
+        if str(value) == "cpu":
+            return torch.device("cpu")
+        if name != "cuda" or (":" in value and not number.isdecimal()):
+            self.fail(f"{value}: expected cpu, cuda or cuda:K", param, ctx)
+        count = torch.cuda.device_count()
+        if not count or not torch.cuda.is_available():
+            missing = (
+                "it is built for the CPU only: install PyTorch's CUDA build"
+                if torch.version.cuda is None
+                else f"it finds no GPU: it needs one, and a driver for CUDA {torch.version.cuda} (see nvidia-smi)"
+            )
+            self.fail(f"{value}: torch {torch.__version__} can't use CUDA, {missing}", param, ctx)
+        if int(number or 0) >= count:
+            self.fail(f"{value}: {count} CUDA devices are here, counted from 0", param, ctx)
+        return torch.device("cuda", int(number or 0))
+
+
+def device_option(default: str = "cpu") -> Callable[..., Any]:
+    """`--device`, a torch.device."""
+    return click.option(
+        "--device", type=Device(), default=default, show_default=True, help="Where batches go: cpu, cuda or cuda:K."
+    )
+
+
+class Several(click.ParamType[Any]):
+    """Values with commas between them, each of another type: a tuple, every value once."""
+
+    def __init__(self, of: click.ParamType[Any]) -> None:
+        self._of = of
+        self.name = f"{of.name}s"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        return tuple(dict.fromkeys(self._of.convert(part.strip(), param, ctx) for part in str(value).split(",")))
 
 
 def json_option() -> Callable[..., Any]:

@@ -94,7 +94,7 @@ class TrainStep:
         self.optimizer, self.ledger, self.world = optimizer, ledger, world
         self._seed = seed
         self._mean, self._std = normalization(model)
-        self._amp_dtype = _amp_dtype(amp, world.device)
+        self._amp_dtype = amp_dtype(amp, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self._amp_dtype is torch.float16)
         device_ids = [world.device] if world.device.type == "cuda" else None
         # Running statistics are only written in training, so rank 0's are broadcast before an evaluation instead.
@@ -232,7 +232,7 @@ def decide(rows: NDArray[np.float64], setting: StepSetting) -> Decision:
     return Decision(rows=rows, keep=keep, weights=weights, denominator=whole if kept_weight > 0 else 0.0)
 
 
-def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast on a GPU, None for none (always on a CPU)."""
     if device.type != "cuda" or amp == "off":
         return None

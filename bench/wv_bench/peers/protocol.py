@@ -45,13 +45,15 @@ class Setup:
     """Processes or threads that may decode."""
     dtype: str
     """`uint8`, or `float32`: normalised."""
+    device: str = "cpu"
+    """Where the batches go: torch's name of it."""
 
     @classmethod
     def parse(cls, text: str) -> "Setup":
         """From the JSON that the benchmark passes."""
         values: dict[str, Any] = json.loads(text)
         values["tars"] = tuple(values["tars"])
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 Epoch = Callable[[int], Iterable[int]]
@@ -66,6 +68,7 @@ def serve(
     open_loader: Callable[[Path | None], Epoch],
     *,
     write: tuple[str, Callable[[Path], None]] | None = None,
+    finish: Callable[[], None] | None = None,
 ) -> None:
     """Answer the benchmark until it hangs up. With `prepare` as second argument only the peer's format is written.
 
@@ -75,6 +78,7 @@ def serve(
         open_loader: makes the loader, given the folder of its format; its time counts as part of the first epoch's
             time to the first batch.
         write: name of the format's folder, and what writes it.
+        finish: waits for what a GPU was asked to do, at the end of every epoch.
     """
     answers = _private_stdout()
     data = None if write is None else Path(setup.work) / write[0]
@@ -101,6 +105,8 @@ def serve(
             count += 1
             if count == setup.batches:
                 break
+        if finish is not None:
+            finish()
         seconds = time.perf_counter() - started
         _answer(answers, {"samples": samples, "seconds": seconds, "first_s": first_s})
 

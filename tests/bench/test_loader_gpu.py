@@ -1,0 +1,164 @@
+"""`wv-bench loader` on a GPU, as far as it can be tried without one: its contestants, what NVML tells, its refusals."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from wv_bench import cli
+from wv_bench.loader_chart import chart
+from wv_bench.loader_inputs import prepare
+from wv_bench.loader_report import document, print_table
+from wv_bench.loader_run import Contestant, Row, measure
+from wv_bench.loader_sides import engines_on
+from wv_bench.nvml import Gpu, GpuUse, NvmlError
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.main, [*map(str, arguments)])
+
+
+class FakeNvmlError(Exception):
+    pass
+
+
+def fake_nvml(*, jpeg: bool = True, pids: tuple[int, ...] = (7, 8)) -> Any:
+    """NVML of a GPU that is half busy, more so with every look; without `jpeg` it has no JPEG engine."""
+    looks = iter(range(10, 100))
+
+    def engine(_handle: object) -> list[int]:
+        if not jpeg:
+            raise FakeNvmlError("Not Supported")
+        return [80, 167000]
+
+    module: Any = ModuleType("pynvml")
+    module.NVMLError = FakeNvmlError
+    module.nvmlInit = lambda: None
+    module.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
+    module.nvmlSystemGetDriverVersion = lambda: "590.1"
+    module.nvmlDeviceGetUtilizationRates = lambda _: SimpleNamespace(gpu=next(looks), memory=0)
+    module.nvmlDeviceGetJpgUtilization = engine
+    module.nvmlDeviceGetDecoderUtilization = lambda _: [0, 167000]
+    module.nvmlDeviceGetMemoryInfo = lambda _: SimpleNamespace(used=9_000_000_000, total=80_000_000_000)
+    module.nvmlDeviceGetComputeRunningProcesses = lambda _: [
+        SimpleNamespace(pid=pid, usedGpuMemory=1_000_000_000) for pid in pids
+    ]
+    return module
+
+
+def test_nvml_is_asked_for_the_gpu_that_torch_means_and_watched_while_work_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = fake_nvml()
+    asked: list[str] = []
+    module.nvmlDeviceGetHandleByUUID = asked.append
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"abc{device.index}"))
+    gpu = Gpu.open(torch.device("cuda", 3))
+    assert asked == ["GPU-abc3"]
+    assert gpu.facts() == {"driver": "590.1", "memory_mb": "80,000"}
+    with gpu.watch(lambda: {8}) as used:
+        assert used == []
+    (use,) = used
+    assert use.busy_fraction is not None
+    assert 0.10 <= use.busy_fraction <= 0.5
+    assert (use.jpeg_fraction, use.decoder_fraction, use.memory_mb) == (0.8, 0.0, 1000.0)
+
+
+def test_what_a_gpu_does_not_tell_is_no_zero() -> None:
+    module = fake_nvml(jpeg=False, pids=())
+    with Gpu(module, None).watch(lambda: {8}) as used:
+        pass
+    assert (used[0].jpeg_fraction, used[0].memory_mb) == (None, 9000.0)
+
+
+def test_without_nvml_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(NvmlError, match="pip install nvidia-ml-py"):
+        Gpu.open(torch.device("cuda", 0))
+
+
+def test_the_table_and_the_chart_show_the_gpu_where_it_was_watched(capsys: pytest.CaptureFixture[str]) -> None:
+    who = Contestant(name="ours, x", kind="ours", dtype="uint8", command=(), setup={}, environment={}, engine="x")
+    uses = [
+        GpuUse(busy_fraction=busy, jpeg_fraction=0.25, decoder_fraction=None, memory_mb=1500 * busy)
+        for busy in (0.5, 0.7)
+    ]
+    row = Row(contestant=who, rates=[10.0, 12.0], cpu_s_per_1000=[1.0] * 2, pss_mb=[1.0], first_batch_s=1.0, gpu=uses)
+    about = {
+        "processor": "cpu", "cores": 8, "load": 0, "python": "3", "versions": {}, "command": "wv-bench loader",
+        "gpu": {"name": "H100", "driver": "590.1"},
+    }  # fmt: skip
+    result = document("title", [row], about, ["no figures of something"])
+    assert result["rows"][0]["gpu"] == pytest.approx({"busy_fraction": 0.6, "jpeg_fraction": 0.25, "memory_mb": 1050.0})
+    print_table(Console(width=100), result)
+    text = capsys.readouterr().out
+    page = chart(result)
+    for shown in ("60%", "25%", "1,050", "no figures of something", "H100, driver 590.1"):
+        assert shown in text
+        assert shown in page
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_torchvisions_decoder_is_a_contestant_that_shows_every_image(small_dataset: Path, tmp_path: Path) -> None:
+    inputs = prepare(small_dataset, tmp_path / "work", 128)
+    task = {"work": "", "size_px": 16, "batch_size": 32, "batches": 4, "workers": 2, "dtype": "uint8", "device": "cpu"}
+    peer = Contestant(
+        name="torchvision",
+        kind="peer",
+        dtype="uint8",
+        command=(sys.executable, "-m", "wv_bench.peers.torchvision_cuda"),
+        setup={**inputs.as_setup(), **task},
+        environment=dict(os.environ),
+    )
+    counted: list[list[float]] = []
+    (row,) = measure(
+        [peer],
+        repeats=1,
+        watched_epochs=1,
+        logs=tmp_path,
+        timeout_s=60,
+        after_round=lambda rows, _: counted.append(rows[0].rates),
+        gpu=Gpu(fake_nvml(), None),
+    )
+    assert not row.problem
+    assert len(counted[0]) == 1
+    assert row.gpu[0].jpeg_fraction == 0.8
+
+
+def test_engines_that_need_a_gpu_take_part_only_there() -> None:
+    assert {"turbo", "pillow"} <= set(engines_on("cpu")) <= set(engines_on("cuda"))
+    assert "auto" not in engines_on("cuda")
+    assert "dali-gpu" not in engines_on("cpu")
+
+
+@pytest.mark.parametrize("command", ["loader", "loader-sweep", "train"])
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", "can't use CUDA"), ("cuda:x", "expected cpu, cuda or cuda:K"), ("gpu", "expected")]
+)
+def test_a_device_that_is_not_here_is_a_line(small_dataset: Path, command: str, device: str, message: str) -> None:
+    if message == "can't use CUDA" and torch.cuda.is_available():
+        pytest.skip("CUDA is here")
+    result = run(command, small_dataset, "--device", device)
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit), result.output
+    error = result.output[result.output.index("Error: ") :]
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_loaders_compete_on_a_gpu(small_dataset: Path, tmp_path: Path, cuda: torch.device) -> None:
+    result = run(
+        "loader", small_dataset, "--device", str(cuda), "--size-px", 32, "--batch-size", 32, "--repeats", 1,
+        "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = {row["label"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]}
+    for label in (*(f"ours, {engine}" for engine in engines_on("cuda")), "torchvision, GPU decode, uint8"):
+        assert rows[label]["status"] == "ok", rows[label]["reason"]
