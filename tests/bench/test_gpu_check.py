@@ -14,7 +14,7 @@ from wv_bench.gpu_check_page import page
 from wv_bench.gpu_check_verdict import judge
 from wv_bench.train_report import ALONE, SYNTHETIC, TRAINED, Row, document
 from wv_bench.train_step import make_step, synthetic_batch
-from wv_loader import Loader
+from wv_loader import DaliOptions, Loader
 from wv_train.models import make_model
 
 TINY = ("--size-px", 8, "--batch-size", 16, "--repeats", 1)
@@ -54,6 +54,22 @@ def test_a_sweep_times_every_combination_and_names_the_best(small_dataset: Path,
     }  # fmt: skip
     assert f"best: {best}" in result.output
     assert best in (tmp_path / "sweep.html").read_text()
+
+
+def test_dalis_options_reach_the_loader(small_dataset: Path, tmp_path: Path, dali: None) -> None:
+    file = tmp_path / "sweep.json"
+    result = run("loader-sweep", small_dataset, "--engine", "dali-cpu", "--region", "no", *TINY, "--json", file)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(file.read_text())
+    assert figures["best_settings"]["dali"] == {"region": False}
+    assert figures["best"].endswith("whole images")
+    options = [*TINY, *MODEL, "--warmup", 0, "--engine", "dali-cpu", "--json"]
+    with pytest.MonkeyPatch.context() as patched:
+        given: list[Any] = []
+        patched.setattr("wv_bench.train.Loader", lambda *a, **o: given.append(o["dali"]) or Loader(*a, **o))
+        trained_on = run("train", small_dataset, "--whole-images", "--hw-decoder-load", 0.5, *options)
+    assert trained_on.exit_code == 0, trained_on.output
+    assert given == [DaliOptions(region=False, hw_decoder_load=0.5)]
 
 
 @pytest.mark.parametrize(

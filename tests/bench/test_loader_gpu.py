@@ -139,6 +139,22 @@ def test_engines_that_need_a_gpu_take_part_only_there() -> None:
     assert "dali-gpu" not in engines_on("cpu")
 
 
+def test_dali_behind_our_reading_and_behind_its_own_are_contestants(
+    small_dataset: Path, tmp_path: Path, dali: None
+) -> None:
+    result = run(
+        "loader", small_dataset, "--size-px", 16, "--batch-size", 32, "--repeats", 1, "--cores", 1,
+        "--only", "ours, dali-cpu", "--only", "DALI reader, our ops", "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [(row["label"], row["status"], row["reason"]) for row in rows] == [
+        ("ours, dali-cpu", "ok", ""),
+        ("DALI reader, our ops, uint8", "ok", ""),
+    ]
+    assert rows[1]["ours_over_this"]["median"] == pytest.approx(rows[0]["rates"][0] / rows[1]["rates"][0])
+
+
 @pytest.mark.parametrize("command", ["loader", "loader-sweep", "train"])
 @pytest.mark.parametrize(
     ("device", "message"), [("cuda", "can't use CUDA"), ("cuda:x", "expected cpu, cuda or cuda:K"), ("gpu", "expected")]
