@@ -23,6 +23,7 @@ from wv_bench.gpu_check_page import page
 from wv_bench.gpu_check_verdict import MOST_CORES, Verdict, judge
 from wv_bench.loader_sides import gpu_of, machine_on, some_cores
 from wv_bench.options import Several, device_option, write_json
+from wv_shards import Dataset
 
 _EXAMPLES = """\b
 Examples:
@@ -89,6 +90,9 @@ def command(
     """
     engine = engine or ("dali-gpu" if device.type == "cuda" else "turbo")
     console = Console()
+    if shards is not None:
+        with Dataset.open(shards):
+            pass  # refused before anything is measured
     out.mkdir(parents=True, exist_ok=True)
     with some_cores(cores, most=MOST_CORES) as held:
         gpu, notes = gpu_of(device)
