@@ -156,7 +156,7 @@ serve(Setup.parse(sys.argv[1]), (), lambda data: epoch, finish=lambda: time.slee
         kind="peer",
         dtype="uint8",
         command=(sys.executable, "-c", script),
-        setup={**setup, "dtype": "uint8", "device": "cuda:1"},
+        setup={**setup, "workers": 1, "dtype": "uint8", "device": "cuda:1"},
         environment=dict(os.environ),
     )
     (row,) = measure_apart([peer], repeats=1, logs=tmp_path, timeout_s=30, after_round=lambda *_: None)
