@@ -92,7 +92,7 @@ def choose_engine(
     if name != "auto":
         return Choice(name, "")
     if dali and not problem:
-        return Choice(dali, f"DALI {facts.dali[0][1]} is here for device {device}")
+        return Choice(dali, f"batches go to {device}, and DALI works there")
     passed_over = [f"no {dali}: {problem}"] if problem else []
     if facts.turbo_built:
         return Choice("turbo", "; ".join(passed_over) or "the fastest on a CPU")

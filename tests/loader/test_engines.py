@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wv_loader import LoaderError, engine
+from wv_loader import LoaderError, engine, engine_choice
 from wv_loader.augment import Augment, Crops, train_crops
 from wv_loader.decode_pillow import PillowEngine
 from wv_loader.read import Failure
@@ -210,7 +210,7 @@ def test_an_engine_that_is_unknown_or_not_built_is_refused_by_name(monkeypatch: 
     assert engine.make_engine("pillow").name == "pillow"
     with pytest.raises(LoaderError, match=r"'jpeg4000'.*auto, turbo, pillow"):
         engine.make_engine("jpeg4000")
-    monkeypatch.setattr(engine, "find_spec", {}.get)
+    monkeypatch.setattr(engine_choice, "find_spec", {}.get)
     assert engine.make_engine("auto").name == "pillow"
     with pytest.raises(LoaderError, match="not built here"):
         engine.make_engine("turbo")

@@ -172,6 +172,8 @@ def test_a_worker_that_may_open_too_few_files_says_so(make: Callable[..., Loader
 
 
 class BrokenEngine:
+    name = "broken"
+
     def decode(self, *arguments: object) -> None:  # noqa: ARG002 - an engine's
         raise RuntimeError("decoder on fire")
 

@@ -12,9 +12,9 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from wv_loader import ENGINES, Loader
+from wv_loader import EngineError, Loader
 from wv_train.cli_eval import command
-from wv_train.data import DataConfig
+from wv_train.data import DataConfig, open_phase_loader, open_validation_loader
 from wv_train.distributed import World
 from wv_train.errors import ClassMismatchError
 from wv_train.evaluate import ClassSums, evaluate
@@ -136,17 +136,39 @@ def test_evaluation_draws_nothing(tmp_path: Path, draw_dataset: Callable[..., Pa
     assert losses[0] == losses[1]
 
 
-def test_engines_give_a_model_the_same_top1(run: Path, val_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "loss_tolerance"), [("turbo", 1e-3), ("dali-cpu", 1e-2)])
+def test_engines_give_a_model_the_same_top1(
+    run: Path, val_dataset: Path, tmp_path: Path, request: pytest.FixtureRequest, engine: str, loss_tolerance: float
+) -> None:
+    if engine == "dali-cpu":
+        request.getfixturevalue("dali")
+    elif find_spec("wv_loader._turbo") is None:
+        pytest.skip("the turbo engine's kernel is not built here (see setup.py)")
     results = []
-    for engine in ENGINES[1:]:
-        if engine == "turbo" and find_spec("wv_loader._turbo") is None:
-            pytest.skip("the turbo engine's kernel is not built here (see setup.py)")
-        out = tmp_path / f"{engine}.json"
-        options = ["--shards", str(val_dataset), "--device", "cpu", "--engine", engine, "--json", str(out)]
+    for name in ("pillow", engine):
+        out = tmp_path / f"{name}.json"
+        options = ["--shards", str(val_dataset), "--device", "cpu", "--engine", name, "--json", str(out)]
         done = CliRunner().invoke(command, ["--run", str(run), *options])
         assert done.exit_code == 0, done.output
-        assert done.stderr.startswith(f"engine {engine} (")
+        assert done.stderr.startswith(f"engine {name} (")
         results.append(json.loads(out.read_text()))
-        assert results[-1].pop("engine") == engine
-    assert results[0].pop("loss") == pytest.approx(results[1].pop("loss"), rel=1e-3)
+        assert results[-1].pop("engine") == name
+    assert results[0].pop("loss") == pytest.approx(results[1].pop("loss"), rel=loss_tolerance)
     assert results[0] == results[1]
+
+
+def test_an_engine_for_a_gpu_is_refused_on_a_cpu(run: Path, val_dataset: Path) -> None:
+    options = ["--shards", str(val_dataset), "--device", "cpu", "--engine", "dali-gpu"]
+    done = CliRunner().invoke(command, ["--run", str(run), *options])
+    assert isinstance(done.exception, EngineError)
+    assert "it decodes on a GPU, found device cpu" in str(done.exception)
+
+
+def test_both_loaders_bring_their_batches_to_the_device_of_the_model(
+    small_dataset: Path, val_dataset: Path, tiny_table: Callable[..., dict[str, Any]]
+) -> None:
+    recipe, world = recipe_from_table(tiny_table()), World(rank=0, size=1, device=CPU)
+    with open_phase_loader(DataConfig(shards=small_dataset), recipe, 0, world) as training:
+        assert training.device == CPU
+        with open_validation_loader(val_dataset, recipe, world, classes=training.class_names) as validation:
+            assert validation.device == CPU

@@ -138,6 +138,22 @@ def test_the_first_line_says_why_auto_took_an_engine(
     assert re.fullmatch(r"engine (turbo|pillow) \(.*\): (the fastest on a CPU|no turbo: .*)", out.splitlines()[0])
 
 
+@pytest.mark.usefixtures("dali")
+def test_a_run_trains_and_validates_with_dali(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """Two pipelines in one process, and a resumed run that goes on with another decoder."""
+    out = tmp_path / "run"
+    options = ("--shards", small_dataset, "--val", small_dataset, "--recipe", recipe, "--device", "cpu")
+    code, _, err = wv_train(*options, "--engine", "dali-cpu", "--out", out)
+    assert code == 0, err
+    assert re.fullmatch(r"engine dali-cpu \(DALI [\d.]+ on the CPU, else .*\)", err.splitlines()[0])
+    assert json.loads((out / "run.json").read_text())["engine"] == "dali-cpu"
+    assert wv_train("--resume", "--out", out, "--device", "cpu")[2].startswith("engine dali-cpu (")
+    err = wv_train("--resume", "--out", out, "--device", "cpu", "--engine", "pillow")[2]
+    assert re.search(r"note: started with engine dali-cpu \(.*\), goes on with pillow \(", err)
+
+
 def test_a_run_whose_engine_cannot_work_here_resumes_with_another(
     wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
 ) -> None:

@@ -41,3 +41,26 @@ def test_a_gated_run_trains_on_a_gpu(
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert losses[-1] < losses[0]
     assert [row["phase"] for row in rows if row.get("event") == "end"] == ["base", "gated", "finetune"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dali")
+def test_a_run_trains_and_validates_on_what_the_gpu_decodes(
+    cuda: torch.device, small_dataset: Path, val_dataset: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two pipelines in one process; `auto` takes what was named before."""
+    recipe = write_recipe(tmp_path / "tiny.toml", "validate_every_epochs=1")
+    data = ["--shards", str(small_dataset), "--val", str(val_dataset), "--recipe", str(recipe), "--device", "cuda"]
+    losses = []
+    for engine, reason in (("dali-gpu", ""), ("auto", f": batches go to {cuda}, and DALI works there")):
+        out = tmp_path / engine
+        command = [sys.executable, "-m", "wv_train", *data, "--engine", engine, "--out", str(out)]
+        done = subprocess.run(command, check=True, timeout=240, capture_output=True, text=True)
+        first = done.stderr.splitlines()[0]
+        assert first.startswith("engine dali-gpu (DALI ")
+        assert first.endswith(f"){reason}")
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if row["kind"] == "train"])
+        assert losses[-1][-1] < losses[-1][0]
+        assert all(row["samples"] == 60 for row in rows if row["kind"] == "val")
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)

@@ -304,7 +304,7 @@ def _say_decoder(saved: dict[str, Any], facts: Facts, say: Callable[[str], None]
     if saved["engine_description"] != facts.engine_description:
         say(
             f"note: started with engine {saved['engine']} ({saved['engine_description']}), goes on with {facts.engine} "
-            f"({facts.engine_description}): pixels may differ by a level or two"
+            f"({facts.engine_description}): pixels may differ by a few levels"
         )
 
 
