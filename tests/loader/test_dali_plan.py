@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wv_loader import Augment, Batch, DaliOptions, EngineError, Loader, OptionError
 from wv_loader.augment import train_effects
+from wv_loader.decode_pillow import PillowEngine
 from wv_loader.effects import apply_effects
 
 pytestmark = pytest.mark.usefixtures("dali")
@@ -162,6 +163,19 @@ def test_whole_images_decoded_give_the_same_but_for_rounding(make: Make) -> None
         assert distance(region, whole).max() <= 1
 
 
+def test_parts_of_images_are_decoded_on_a_cpu_and_whole_ones_on_a_gpu_unless_asked_for() -> None:
+    """nvImageCodec issue 55: parts on a GPU may crash the process."""
+    from wv_loader.decode_dali import DaliEngine
+
+    def region(device: torch.device | None, **options: bool) -> bool:
+        return DaliEngine(device, PillowEngine(), DaliOptions(**options)).region
+
+    assert region(None)
+    assert not region(None, region=False)
+    assert not region(torch.device("cuda", 0))
+    assert region(torch.device("cuda", 0), region=True)
+
+
 def test_worker_processes_are_refused(make: Make) -> None:
     with pytest.raises(EngineError, match="processes=2"):
         make(processes=2)
@@ -179,7 +193,7 @@ def test_worker_processes_are_refused(make: Make) -> None:
         ({"hw_decoder_load": "all"}, "dali.hw_decoder_load"),
         ({"hw_decoder_load": float("nan")}, "dali.hw_decoder_load"),
         ({"region": 1}, "dali.region"),
-        ({"region": None}, "dali.region"),
+        ({"region": "auto"}, "dali.region"),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(options: dict[str, object], message: str) -> None:
