@@ -23,10 +23,11 @@ from wv_bench.gpu_check_page import page
 from wv_bench.gpu_check_verdict import MOST_CORES, Verdict, judge
 from wv_bench.loader_sides import gpu_of, machine_on, some_cores
 from wv_bench.options import Several, device_option, write_json
+from wv_shards import Dataset
 
 _EXAMPLES = """\b
 Examples:
-  wv-bench gpu-check                              makes its data, takes about half an hour on an H100
+  wv-bench gpu-check                              makes its data
   wv-bench gpu-check shards/train --out check     on data of your own
 """
 
@@ -56,7 +57,7 @@ Examples:
 @click.option(
     "--hw-decoder-load", metavar="F,…", default="0,0.65,0.9", show_default=True, help="To sweep, of dali-gpu."
 )
-@click.option("--region", metavar="yes,no", default="yes,no", show_default=True, help="To sweep; of DALI's engines")
+@click.option("--region", metavar="yes,no", default="yes,no", show_default=True, help="To sweep; of DALI's engines.")
 @click.option("--only", multiple=True, metavar="TEXT", help="As of wv-bench loader: fewer contestants in its table.")
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Training steps of a turn.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds of everything.")
@@ -89,6 +90,9 @@ def command(
     """
     engine = engine or ("dali-gpu" if device.type == "cuda" else "turbo")
     console = Console()
+    if shards is not None:
+        with Dataset.open(shards):
+            pass  # refused before anything is measured
     out.mkdir(parents=True, exist_ok=True)
     with some_cores(cores, most=MOST_CORES) as held:
         gpu, notes = gpu_of(device)

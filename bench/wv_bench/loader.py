@@ -196,7 +196,7 @@ def _contestants(
 def _dali_reader(inputs: Inputs, setup: dict[str, Any]) -> Contestant:
     """DALI's reader before our operators, on this interpreter: what `ours, dali-cpu` is to be held against."""
     return Contestant(
-        name="DALI's reader, our operators",
+        name="DALI reader, our ops",
         kind="peer",
         dtype="uint8",
         command=(sys.executable, "-m", "wv_bench.loader_dali_reader"),

@@ -13,6 +13,9 @@ Against Pillow: decoding is the same to the bit on a CPU. The filter is not roun
 (0.16 levels on average), and at an image's edge it repeats pixels where Pillow's leaves off (up to 23 levels there).
 """
 
+import ctypes
+import os
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -136,6 +139,7 @@ class DaliPipeline:
 
         self._pipeline = graph()
         self._pipeline.build()
+        _living.add(self)
         self._copied: deque[tuple[torch.cuda.Event, Any]] = deque()  # DALI's memory until it was copied
 
     def submit(self, files: Sequence[bytes | memoryview], windows: Windows) -> None:
@@ -187,3 +191,21 @@ def open_pipeline(
         return DaliPipeline(engine, slots=slots, size_px=size_px, threads=threads, hint_px=hint_px)
     except RuntimeError as error:
         raise LoaderError(f"engine {engine.name}: DALI builds no pipeline here: {dali_says(error)}") from error
+
+
+_living: "weakref.WeakSet[DaliPipeline]" = weakref.WeakSet()
+
+
+def _disown() -> None:
+    """In a process that was forked off: leave the pipelines of the other alone.
+
+    Ending one waits for its threads, which are not here: the process would hang when it exits. So none is ever let go,
+    and DALI's list of what to end at the exit does not name them.
+    """
+    for ours in list(_living):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(ours))
+        nvidia.dali.Pipeline._pipes.discard(weakref.ref(ours._pipeline))
+    _living.clear()
+
+
+os.register_at_fork(after_in_child=_disown)

@@ -9,12 +9,13 @@ import torch
 from click.testing import CliRunner, Result
 
 from wv_bench import cli
+from wv_bench.gpu_check import Check
 from wv_bench.gpu_check_data import draw, make_sets
 from wv_bench.gpu_check_page import page
 from wv_bench.gpu_check_verdict import judge
 from wv_bench.train_report import ALONE, SYNTHETIC, TRAINED, Row, document
 from wv_bench.train_step import make_step, synthetic_batch
-from wv_loader import Loader
+from wv_loader import DaliOptions, Loader
 from wv_train.models import make_model
 
 TINY = ("--size-px", 8, "--batch-size", 16, "--repeats", 1)
@@ -54,6 +55,22 @@ def test_a_sweep_times_every_combination_and_names_the_best(small_dataset: Path,
     }  # fmt: skip
     assert f"best: {best}" in result.output
     assert best in (tmp_path / "sweep.html").read_text()
+
+
+def test_dalis_options_reach_the_loader(small_dataset: Path, tmp_path: Path, dali: None) -> None:
+    file = tmp_path / "sweep.json"
+    result = run("loader-sweep", small_dataset, "--engine", "dali-cpu", "--region", "no", *TINY, "--json", file)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(file.read_text())
+    assert figures["best_settings"]["dali"] == {"region": False}
+    assert figures["best"].endswith("whole images")
+    options = [*TINY, *MODEL, "--warmup", 0, "--engine", "dali-cpu", "--json"]
+    with pytest.MonkeyPatch.context() as patched:
+        given: list[Any] = []
+        patched.setattr("wv_bench.train.Loader", lambda *a, **o: given.append(o["dali"]) or Loader(*a, **o))
+        trained_on = run("train", small_dataset, "--whole-images", "--hw-decoder-load", 0.5, *options)
+    assert trained_on.exit_code == 0, trained_on.output
+    assert given == [DaliOptions(region=False, hw_decoder_load=0.5)]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +177,7 @@ def test_the_data_is_as_heavy_as_photographs_and_made_once(tmp_path: Path) -> No
     assert {name: (path / "index.npy").stat().st_mtime_ns for name, path in again.items()} == made
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_whole_check_writes_its_verdicts(small_dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "check"
     result = run(
@@ -183,14 +201,24 @@ def test_a_dry_run_of_the_whole_check_writes_its_verdicts(small_dataset: Path, t
 
 
 def test_a_command_that_fails_is_a_missed_bar_with_its_reason(tmp_path: Path) -> None:
-    result = run("gpu-check", tmp_path / "nowhere", "--device", "cpu", "--out", tmp_path / "check", *TINY, *MODEL)
-    assert result.exit_code == 1
-    figures = json.loads((tmp_path / "check" / "gpu-check.json").read_text())
-    assert {verdict["verdict"] for verdict in figures["verdicts"]} == {"MISSED"}
-    assert all("nowhere" in verdict["figures"] for verdict in figures["verdicts"])
+    said: list[str] = []
+    check = Check(out=tmp_path, say=said.append)
+    assert check.run("train-0", "set", ["train", tmp_path / "nowhere", *TINY, *MODEL]) is None
+    assert "wv-bench train" in said[0]
+    assert check.runs[0]["figures"] is None
+    for verdict in judge("set", None, check.problem):
+        assert not verdict.passed
+        assert "nowhere" in str(verdict)
 
 
-def test_a_gpu_is_kept_fed(cuda: object, tmp_path: Path) -> None:
+def test_shards_that_are_none_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    result = run("gpu-check", tmp_path / "nowhere", "--device", "cpu", "--out", tmp_path / "check")
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+    assert not (tmp_path / "check").exists()
+
+
+@pytest.mark.slow
+def test_a_gpu_is_measured_and_judged(cuda: object, tmp_path: Path) -> None:
     result = run(
         "gpu-check", "--out", tmp_path / "check", "--model", "resnet18", "--size-px", 64, "--batch-size", 64,
         "--steps", 5, "--repeats", 1, "--samples", 1000, "--distinct", 50, "--max-samples", 512,

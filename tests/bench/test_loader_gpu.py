@@ -16,7 +16,7 @@ from wv_bench import cli
 from wv_bench.loader_chart import chart
 from wv_bench.loader_inputs import prepare
 from wv_bench.loader_report import document, print_table
-from wv_bench.loader_run import Contestant, Row, measure
+from wv_bench.loader_run import Contestant, Row, measure, measure_apart
 from wv_bench.loader_sides import engines_on
 from wv_bench.nvml import Gpu, GpuUse, NvmlError
 
@@ -133,10 +133,59 @@ def test_torchvisions_decoder_is_a_contestant_that_shows_every_image(small_datas
     assert row.gpu[0].jpeg_fraction == 0.8
 
 
+def test_an_epoch_lasts_until_the_gpu_has_finished(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from wv_bench.peers.protocol import Setup, serve
+def epoch(number):
+    yield 2
+serve(Setup.parse(sys.argv[1]), (), lambda data: epoch, finish=lambda: time.sleep(0.2))
+"""
+    setup = {
+        "folder": "",
+        "tars": [],
+        "work": "",
+        "samples": 2,
+        "size_px": 8,
+        "batch_size": 2,
+        "batches": 1,
+        "workers": 1,
+    }
+    peer = Contestant(
+        name="slow GPU",
+        kind="peer",
+        dtype="uint8",
+        command=(sys.executable, "-c", script),
+        setup={**setup, "workers": 1, "dtype": "uint8", "device": "cuda:1"},
+        environment=dict(os.environ),
+    )
+    (row,) = measure_apart([peer], repeats=1, logs=tmp_path, timeout_s=30, after_round=lambda *_: None)
+    assert not row.problem
+    assert row.rates[0] <= 2 / 0.2
+    assert row.first_batch_s is not None
+    assert row.first_batch_s < 0.2
+
+
 def test_engines_that_need_a_gpu_take_part_only_there() -> None:
     assert {"turbo", "pillow"} <= set(engines_on("cpu")) <= set(engines_on("cuda"))
     assert "auto" not in engines_on("cuda")
     assert "dali-gpu" not in engines_on("cpu")
+
+
+def test_dali_behind_our_reading_and_behind_its_own_are_contestants(
+    small_dataset: Path, tmp_path: Path, dali: None
+) -> None:
+    result = run(
+        "loader", small_dataset, "--size-px", 16, "--batch-size", 32, "--repeats", 1, "--cores", 1,
+        "--only", "ours, dali-cpu", "--only", "DALI reader, our ops", "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [(row["label"], row["status"], row["reason"]) for row in rows] == [
+        ("ours, dali-cpu", "ok", ""),
+        ("DALI reader, our ops, uint8", "ok", ""),
+    ]
+    assert rows[1]["ours_over_this"]["median"] == pytest.approx(rows[0]["rates"][0] / rows[1]["rates"][0])
 
 
 @pytest.mark.parametrize("command", ["loader", "loader-sweep", "train"])
