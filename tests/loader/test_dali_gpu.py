@@ -23,8 +23,8 @@ SIZE_PX = 224
 NVJPEG_MEAN = 1.0
 """Levels from the same graph on a CPU, over a batch: what DALI's own tests allow its decoder with smooth chroma."""
 NVJPEG_FAR, NVJPEG_FAR_FRACTION = 10, 0.01
-"""Levels that few values are further off: chroma of a JPEG engine may be smoothed otherwise. Crops one pixel off, measured
-on a CPU: 6 levels on average, 16% of the values."""
+"""Levels that few values are further off: chroma of a JPEG engine may be smoothed otherwise. Crops one pixel off,
+measured on a CPU: 6 levels on average, 16% of the values."""
 LONG = 200_000_000
 """Clock ticks that a stream sleeps: 0.1 s, many times what a batch of these takes."""
 
