@@ -10,7 +10,8 @@ dispatch thread ──► one thread: routes, feeds, takes what is done, mends �
 
 DALI throws a batch away for one file that it can't decode, and calls its pipeline broken then. So it gets only plain
 JPEGs whose header agrees with the index; the rest joins the batch from the engine for the CPU. Where it fails all the
-same, that engine decodes the batch, the culprits never go to DALI again, and a new pipeline gets the batches behind.
+same, that engine takes the culprits from then on, and a new pipeline gets the others and the batches behind. So these
+are what they are without a culprit, to the bit; where no culprit is found, that engine decodes the batch.
 """
 
 import os
@@ -80,15 +81,18 @@ class DaliSupply:
         Raises:
             LoaderError: DALI can't build it here.
         """
+        self.check_process()
         if self._pipeline is None:
             self._pipeline = self._open()
-            self._process = os.getpid()
-        elif self._process != os.getpid():
+        return self._pipeline
+
+    def check_process(self) -> None:
+        """Raise a LoaderError in a process that was forked off after the first loop began."""
+        if self._process != os.getpid():
             raise LoaderError(
                 f"engine {self.engine.name}: DALI does not live on in a forked process; make the Loader in the new "
                 "process, or start it by spawn"
             )
-        return self._pipeline
 
     def close(self) -> None:
         """Let go of the pipeline; the next loop builds a new one."""
@@ -118,6 +122,7 @@ class DaliStage:
             size_px: S.
             threads: of the CPU, for what DALI does not take.
         """
+        supply.check_process()
         self._arenas = arenas
         self._stats = stats
         self._row_slots = row_slots
@@ -234,13 +239,20 @@ class _Flight:
         """Give a batch to DALI, and what DALI does not take to other threads."""
         if not self._flying:
             self._busy_since = self._stats.clock()
-        self._flying.append(ticket)
         try:
             self._route(ticket)
-            self._submit(ticket)
+            try:
+                self._submit(ticket)
+            except RuntimeError:  # a batch before it has broken the pipeline, and was not taken yet
+                self._land_all()
+                self._supply.close()
+                self._submit(ticket)
         except BaseException as error:
-            self._flying.pop()
+            self._land_all()
+            self._supply.close()
             ticket.result.set_exception(error)
+        else:
+            self._flying.append(ticket)
 
     def land(self) -> None:
         """Wait for the oldest batch, and hand it on."""
@@ -249,6 +261,9 @@ class _Flight:
             ticket.result.set_result(self._collect(ticket))
         except BaseException as error:
             ticket.result.set_exception(error)
+            self._supply.close()  # which may not hold what is behind any more
+            while self._flying:
+                self._flying.popleft().result.set_exception(LoaderError("a batch before this one failed"))
         now = self._stats.clock()
         self._stats.add_decode(now - self._busy_since)
         self._busy_since = now
@@ -262,6 +277,10 @@ class _Flight:
         except (RuntimeError, LoaderError):
             self._supply.close()
         self._flying.clear()
+
+    def _land_all(self) -> None:
+        while self._flying:
+            self.land()
 
     def _route(self, ticket: _Ticket) -> None:
         """Say which slots are DALI's, and have the others decoded."""
@@ -308,10 +327,7 @@ class _Flight:
         self._supply.pipeline().submit(files, windows)
 
     def _collect(self, ticket: _Ticket) -> Decoded:
-        try:
-            images = self._supply.pipeline().collect()
-        except RuntimeError as error:
-            images = self._mend(ticket, error)
+        images = self._images(ticket)
         failures: Failures = {i: sample for i, sample in enumerate(ticket.samples) if isinstance(sample, Failure)}
         empty = ~ticket.for_dali
         for chunk in ticket.rest:
@@ -331,6 +347,18 @@ class _Flight:
             ready.record()
         return Decoded(images.permute(0, 3, 1, 2), failures, ready)
 
+    def _images(self, ticket: _Ticket) -> torch.Tensor:
+        while True:
+            try:
+                images = self._supply.pipeline().collect()
+            except RuntimeError as error:
+                mended = self._mend(ticket, error)
+                if mended is not None:
+                    return mended
+            else:
+                self._unexplained = 0
+                return images
+
     def _apply_effects(self, job: Job, pixels: NDArray[np.uint8], failures: Failures) -> None:
         shown = [ordinal >= 0 and i not in failures for i, ordinal in enumerate(job.ordinals.tolist())]
 
@@ -341,11 +369,12 @@ class _Flight:
         starts = range(0, len(shown), MAX_CHUNK_SLOTS)
         list(self._threads.map(apply, [slice(start, start + MAX_CHUNK_SLOTS) for start in starts]))
 
-    def _mend(self, ticket: _Ticket, error: Exception) -> torch.Tensor:
-        """Decode a batch that DALI failed on without it, find out why it failed, and begin anew with those behind it.
+    def _mend(self, ticket: _Ticket, error: Exception) -> torch.Tensor | None:
+        """Find out why DALI failed on a batch, and begin anew with it and those behind it, without the culprits.
 
         Returns:
-            (n, S, S, 3) uint8, of any content: all slots are in `ticket.rest` now.
+            None: the batch is to be collected again. Where there is no culprit it is not given to DALI again:
+            (n, S, S, 3) uint8, of any content, as all slots are in `ticket.rest` now.
         """
         slots = np.flatnonzero(ticket.for_dali)
         again = self._decode_rest(ticket, slots)
@@ -358,20 +387,31 @@ class _Flight:
         files = [ticket.samples[slot] for slot in slots.tolist()]
         seen = [file for file in files if isinstance(file, bytes | memoryview)]
         culprits |= {int(slots[i]) for i in self._engine.refused(seen)}
-        self._unexplained = 0 if culprits else self._unexplained + 1
+        self._supply.close()
+        if culprits:
+            self._supply.refused.update(ticket.job.ordinals[sorted(culprits)].tolist())
+            for one in (ticket, *self._flying):
+                self._withdraw(one)
+                self._submit(one)
+            return None
+        self._unexplained += 1
         if self._unexplained >= _MOST_UNEXPLAINED:
             raise LoaderError(
                 f"engine {self._engine.name}: DALI failed on {self._unexplained} batches in a row, none of which holds "
                 f"a bad image; take engine 'turbo', or look at what it says: {dali_says(error)}"
             ) from error
-        self._supply.refused.update(ticket.job.ordinals[sorted(culprits) if culprits else slots].tolist())
         ticket.rest += again
         ticket.for_dali[:] = False
-        self._supply.close()
         for behind in self._flying:
             self._submit(behind)
         shape = (len(ticket.samples), self._size_px, self._size_px, 3)
         return torch.empty(shape, dtype=torch.uint8, device=self._engine.device)
+
+    def _withdraw(self, ticket: _Ticket) -> None:
+        """Have the engine for the CPU decode what DALI has refused by now."""
+        refused = np.isin(ticket.job.ordinals, list(self._supply.refused)) & ticket.for_dali
+        ticket.rest += self._decode_rest(ticket, np.flatnonzero(refused))
+        ticket.for_dali &= ~refused
 
 
 def dali_says(error: Exception) -> str:
