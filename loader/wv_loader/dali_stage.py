@@ -331,7 +331,7 @@ class _Flight:
             np.where(ours, job.heights, _BLANK_PX),
             Crops(boxes=boxes, flips=job.crops.flips),
             self._size_px,
-            region=self._engine.options.region,
+            region=self._engine.region,
         )
         self._supply.pipeline().submit(files, windows)
 

@@ -64,6 +64,11 @@ class DaliEngine:
         where = "on the CPU" if self.device is None else f"on {self.device}"
         return f"DALI {nvidia.dali.__version__} {where}, else {self.cpu.description}"
 
+    @property
+    def region(self) -> bool:
+        """Whether parts of images are decoded."""
+        return self.device is None if self.options.region is None else self.options.region
+
     def refused(self, files: Sequence[bytes | memoryview]) -> list[int]:
         """Which of some files nvImageCodec, the decoder in DALI, gives no image for; looked at one by one."""
         if self.device is None:
@@ -88,7 +93,7 @@ class DaliPipeline:
             hint_px: width and height that most images do not exceed: memory of a GPU decoder that is allocated ahead.
         """
         self._device = engine.device
-        self._region = region = engine.options.region
+        self._region = region = engine.region
         on_gpu: dict[str, Any] = {}
         if engine.device is not None:
             on_gpu = {"preallocate_width_hint": hint_px[0], "preallocate_height_hint": hint_px[1]}

@@ -1,5 +1,6 @@
 """Laws 3, 4, 6 and 7 for DALI on a CPU: which samples a batch shows is the plan's affair, whatever decodes them."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from wv_loader import Augment, Batch, DaliOptions, EngineError, Loader, OptionError
+from wv_loader import Augment, Batch, DaliOptions, EngineError, Loader, OptionError, dali_stage
 from wv_loader.augment import train_effects
+from wv_loader.decode_pillow import PillowEngine
 from wv_loader.effects import apply_effects
 
 pytestmark = pytest.mark.usefixtures("dali")
@@ -67,6 +70,17 @@ def test_batches_are_turbos(make: Make, train: bool) -> None:
         assert train or bool((~batches[-1].valid).any())
 
 
+def test_slots_without_a_sample_are_black_whatever_dali_was_given_for_them(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    white = io.BytesIO()
+    Image.new("RGB", (16, 16), "white").save(white, "JPEG")
+    monkeypatch.setattr(dali_stage, "_BLANK", white.getvalue())
+    last = list(make(train=False))[-1]
+    assert not last.valid.all()
+    assert not last.images[~last.valid].any()
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_joined_are_the_batches_of_one_rank(make: Make, world_size: int) -> None:
     alone = list(make())
@@ -118,12 +132,12 @@ def test_batches_that_are_kept_stay_as_they_were(make: Make) -> None:
 
 def test_effects_are_those_of_the_other_engines_on_dalis_pixels(make: Make) -> None:
     augment = Augment(brightness=0.4, hue=0.1, randaugment_operations=2, erase=0.5)
-    plain = make()
+    plain = make(batch_size=48)
     for epoch in range(2):
-        changed = make(augment=augment)
+        changed = make(augment=augment, batch_size=48)  # more than one thread takes at a time
         changed.set_epoch(epoch)
         for batch, before in zip(changed, list(plain), strict=True):
-            slots = batch.index * 24 + np.arange(24)
+            slots = batch.index * 48 + np.arange(48)
             pixels = before.images.permute(0, 2, 3, 1).numpy().copy()
             apply_effects(
                 train_effects(augment, 16, seed=3, epoch=epoch, slots=slots),  # type: ignore[arg-type]
@@ -162,6 +176,19 @@ def test_whole_images_decoded_give_the_same_but_for_rounding(make: Make) -> None
         assert distance(region, whole).max() <= 1
 
 
+def test_parts_of_images_are_decoded_on_a_cpu_and_whole_ones_on_a_gpu_unless_asked_for() -> None:
+    """nvImageCodec issue 55: parts on a GPU may crash the process."""
+    from wv_loader.decode_dali import DaliEngine
+
+    def region(device: torch.device | None, **options: bool) -> bool:
+        return DaliEngine(device, PillowEngine(), DaliOptions(**options)).region
+
+    assert region(None)
+    assert not region(None, region=False)
+    assert not region(torch.device("cuda", 0))
+    assert region(torch.device("cuda", 0), region=True)
+
+
 def test_worker_processes_are_refused(make: Make) -> None:
     with pytest.raises(EngineError, match="processes=2"):
         make(processes=2)
@@ -179,7 +206,7 @@ def test_worker_processes_are_refused(make: Make) -> None:
         ({"hw_decoder_load": "all"}, "dali.hw_decoder_load"),
         ({"hw_decoder_load": float("nan")}, "dali.hw_decoder_load"),
         ({"region": 1}, "dali.region"),
-        ({"region": None}, "dali.region"),
+        ({"region": "auto"}, "dali.region"),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(options: dict[str, object], message: str) -> None:
