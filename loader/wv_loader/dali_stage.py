@@ -238,6 +238,7 @@ class _Flight:
         self._size_px = size_px
         self._flying: deque[_Ticket] = deque()
         self._unexplained = 0
+        self._failed = False
         self._busy_since = 0.0
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="wv-decode")
 
@@ -246,6 +247,9 @@ class _Flight:
 
     def launch(self, ticket: _Ticket) -> None:
         """Give a batch to DALI, and what DALI does not take to other threads."""
+        if self._failed:
+            ticket.result.set_exception(LoaderError("a batch before this one failed"))
+            return
         if not self._flying:
             self._busy_since = self._stats.clock()
         try:
@@ -258,8 +262,7 @@ class _Flight:
                 self._submit(ticket)
         except BaseException as error:
             self._land_all()
-            self._supply.close()
-            ticket.result.set_exception(error)
+            self._fail(ticket, error)
         else:
             self._flying.append(ticket)
 
@@ -269,10 +272,7 @@ class _Flight:
         try:
             ticket.result.set_result(self._collect(ticket))
         except BaseException as error:
-            ticket.result.set_exception(error)
-            self._supply.close()  # which may not hold what is behind any more
-            while self._flying:
-                self._flying.popleft().result.set_exception(LoaderError("a batch before this one failed"))
+            self._fail(ticket, error)
         now = self._stats.clock()
         self._stats.add_decode(now - self._busy_since)
         self._busy_since = now
@@ -285,6 +285,13 @@ class _Flight:
                 self._supply.pipeline().collect()
         except (RuntimeError, LoaderError):
             self._supply.close()
+        self._flying.clear()
+
+    def _fail(self, ticket: _Ticket, error: BaseException) -> None:
+        """End the loop with an error, which its consumer gets at this batch; it sees none behind it."""
+        self._failed = True
+        self._supply.close()  # the pipeline may hold half a batch, or not what is behind
+        ticket.result.set_exception(error)
         self._flying.clear()
 
     def _land_all(self) -> None:
