@@ -2,7 +2,6 @@
 
 import io
 import json
-import resource
 import shutil
 import struct
 import subprocess
@@ -213,7 +212,9 @@ class Broken:
         pass
 
     def collect(self) -> torch.Tensor:
-        raise RuntimeError("Critical error in pipeline:\nthe operator is on fire\nCurrent pipeline object is no longer valid.")
+        raise RuntimeError(
+            "Critical error in pipeline:\nthe operator is on fire\nCurrent pipeline object is no longer valid."
+        )
 
 
 def test_dali_that_fails_without_a_culprit_is_an_error_of_one_line(
@@ -273,7 +274,9 @@ def test_a_pipeline_that_cannot_be_built_is_an_error_of_one_line(
 
     monkeypatch.setattr(decode_dali, "DaliPipeline", build)
     with loading(shards, train=False, dali=DaliOptions(prefetch=3)) as loader:
-        with pytest.raises(LoaderError, match="engine dali-cpu: DALI builds no pipeline here: no memory left") as raised:
+        with pytest.raises(
+            LoaderError, match="engine dali-cpu: DALI builds no pipeline here: no memory left"
+        ) as raised:
             list(loader)
         assert "\n" not in str(raised.value)
         assert raised.value.__notes__ == [f"in batch {when - 1} of the loader"]
@@ -299,9 +302,7 @@ print(masked, refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 PIXELS_BYTES = 30_000 * 30_000
 
 
-def test_bombs_are_masked_and_take_no_memory(
-    shards: Path, small_dataset: Path, reseal: Callable[[Path], None]
-) -> None:
+def test_bombs_are_masked_and_take_no_memory(shards: Path, small_dataset: Path, reseal: Callable[[Path], None]) -> None:
     """The index knows the size that two of them claim, of which the engine for the CPU may decode a part."""
     sizes = {7: (65_000, 65_000), 40: (30_000, 30_000), 41: (65_000, 65_000), 100: (30_000, 30_000)}
     replace_files(shards, {o: lambda file, size=size: claims(file, *size) for o, size in sizes.items()})
