@@ -14,6 +14,7 @@ same, that engine takes the culprits from then on, and a new pipeline gets the o
 are what they are without a culprit, to the bit; where no culprit is found, that engine decodes the batch.
 """
 
+import atexit
 import os
 import queue
 import threading
@@ -134,6 +135,9 @@ class DaliStage:
         self._jobs: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="wv-dali", daemon=True)
         self._thread.start()
+        # Before DALI's own: it ends the pipelines at the exit of a program, also those that a thread is using.
+        self._process = os.getpid()
+        atexit.register(self._close_at_exit)
 
     def read(self, parts: Sequence[Part]) -> None:
         """Have samples read that later jobs will show; each row's in the order of their showing."""
@@ -158,6 +162,11 @@ class DaliStage:
         self._jobs.put(None)
         self._thread.join()
         self._arenas.trim()
+        atexit.unregister(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        if self._process == os.getpid():  # a process that was forked off has none of its threads
+            self.close()
 
     def _run(self) -> None:
         stream = None if self._device is None else torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]

@@ -65,7 +65,7 @@ class Loop(ExitStack):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> bool:
+    ) -> bool | None:
         if self.elsewhere:
             self.pop_all()
         return super().__exit__(kind, error, trace)

@@ -37,9 +37,12 @@ SHARD = 5
 """64 of the 239 samples are in it."""
 
 
-@pytest.fixture(params=[name for name in ENGINES if name != "auto"])
+@pytest.fixture(params=[name for name in ENGINES if name not in ("auto", "dali-gpu")])
 def engine(request: pytest.FixtureRequest, small_dataset: Path) -> str:
+    """Those that work anywhere: `dali-gpu` needs a GPU; its faults are mended by the code of `dali-cpu`."""
     name = str(request.param)
+    if name == "dali-cpu":
+        request.getfixturevalue("dali")
     try:
         Loader(small_dataset, batch_size=4, size_px=8, engine=name).close()
     except LoaderError as error:
