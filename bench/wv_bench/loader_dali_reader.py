@@ -1,8 +1,8 @@
 """DALI's own reader before the operators of our dali-cpu pipeline: what our read stage costs, compared with DALI's.
 
-The same tars, the same decoder and resize with the same arguments (decode_dali.py of wv_loader), windows that come as
-arrays. DALI shuffles by itself, so a window is drawn for another image than it meets and is given in shares of the
-image; boxes are thus as large as ours on average, less the two or three pixels around them that our filter reads.
+The same tars, the same decoder and resize (decode_dali.py of wv_loader), windows that come as arrays. DALI shuffles by
+itself, so a window is drawn for another image than it meets and is given in shares of the image; boxes are thus as
+large as ours on average, less the two or three pixels around them that our filter reads.
 """
 
 import sys
@@ -17,6 +17,7 @@ from torch.utils.dlpack import from_dlpack
 from wv_bench.peers.protocol import Epoch, Setup, serve
 from wv_loader import Augment
 from wv_loader.augment import train_crops
+from wv_loader.decode_dali import crops_of
 
 _QUEUE = 2
 """Batches that are made ahead: DALI's default."""
@@ -75,29 +76,11 @@ def open_loader(setup: Setup) -> Epoch:
             initial_fill=1024,
             missing_component_behavior="error",
         )
-        start, shape, roi_start, roi_end = (
-            fn.external_source(source=windows.source(name), batch=True, dtype=types.FLOAT, ndim=1) for name in _WINDOWS
-        )
-        images = fn.decoders.image_slice(
-            read[0],
-            start,
-            shape,
-            axis_names="HW",
-            normalized_anchor=True,
-            normalized_shape=True,
-            output_type=types.RGB,
-            adjust_orientation=False,
-            jpeg_fancy_upsampling=True,
-        )
-        resized = fn.resize(
-            images,
-            size=[setup.size_px, setup.size_px],
-            interp_type=types.INTERP_LINEAR,
-            antialias=True,
-            roi_relative=True,
-            roi_start=roi_start,
-            roi_end=roi_end,
-        )
+        drawn = {
+            name: fn.external_source(source=windows.source(name), batch=True, dtype=types.FLOAT, ndim=1)
+            for name in _WINDOWS
+        }
+        resized = crops_of(read[0], drawn, setup.size_px, relative=True)
         # Labels are text of one or more bytes: padded, they make a tensor.
         return resized, fn.pad(read[1], fill_value=ord(" "))
 

@@ -17,7 +17,7 @@ import ctypes
 import os
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import nvidia.dali
@@ -94,17 +94,10 @@ class DaliPipeline:
         """
         self._device = engine.device
         self._region = region = engine.region
-        on_gpu: dict[str, Any] = {}
+        on_gpu: dict[str, Any] | None = None
         if engine.device is not None:
             on_gpu = {"preallocate_width_hint": hint_px[0], "preallocate_height_hint": hint_px[1]}
             on_gpu["hw_decoder_load"] = engine.options.hw_decoder_load
-        decoding = {
-            "device": "cpu" if engine.device is None else "mixed",
-            "output_type": types.RGB,
-            "adjust_orientation": False,  # pictures that have to be turned do not come here
-            "jpeg_fancy_upsampling": True,  # a GPU upsamples colours as libjpeg does
-            **on_gpu,
-        }
 
         # A queue that is one deep: each run is scheduled by its own call. Dynamic execution lets several overlap, and
         # leaves outputs to whoever holds them.
@@ -122,20 +115,7 @@ class DaliPipeline:
                 for name, dtype in _SOURCES.items()
                 if region or name.startswith("roi")
             }
-            if region:
-                start, shape = window["start"], window["shape"]
-                images = fn.decoders.image_slice(files, start=start, shape=shape, axis_names="HW", **decoding)
-            else:
-                images = fn.decoders.image(files, **decoding)
-            return fn.resize(
-                images,
-                size=[size_px, size_px],
-                interp_type=types.INTERP_LINEAR,
-                antialias=True,
-                roi_relative=False,
-                roi_start=window["roi_start"],
-                roi_end=window["roi_end"],
-            )
+            return crops_of(files, window, size_px, region=region, on_gpu=on_gpu)
 
         self._pipeline = graph()
         self._pipeline.build()
@@ -177,6 +157,53 @@ class DaliPipeline:
             self._copied.popleft()
         self._copied.append((event, images))
         return copied
+
+
+def crops_of(
+    files: Any,
+    windows: Mapping[str, Any],
+    size_px: int,
+    *,
+    region: bool = True,
+    relative: bool = False,
+    on_gpu: Mapping[str, Any] | None = None,
+) -> Any:
+    """The operators of a graph.
+
+    Args:
+        files: node of encoded images.
+        windows: nodes by the names of the fields of `Windows`; without `region` the two that begin with roi suffice.
+        size_px: S.
+        region: decode the windows; else whole images.
+        relative: windows are shares of an image and, within a window, of it; else pixels.
+        on_gpu: options of the GPU's decoder; None: decode on the CPU.
+
+    Returns:
+        Node of n images (S, S, 3) uint8.
+    """
+    decoding = {
+        "device": "cpu" if on_gpu is None else "mixed",
+        "output_type": types.RGB,
+        "adjust_orientation": False,  # pictures that have to be turned do not come here
+        "jpeg_fancy_upsampling": True,  # a GPU upsamples colours as libjpeg does
+        **(on_gpu or {}),
+    }
+    if not region:
+        images = fn.decoders.image(files, **decoding)
+    elif relative:
+        images = fn.decoders.image_slice(files, windows["start"], windows["shape"], axis_names="HW", **decoding)
+    else:
+        start, shape = windows["start"], windows["shape"]
+        images = fn.decoders.image_slice(files, start=start, shape=shape, axis_names="HW", **decoding)
+    return fn.resize(
+        images,
+        size=[size_px, size_px],
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+        roi_relative=relative,
+        roi_start=windows["roi_start"],
+        roi_end=windows["roi_end"],
+    )
 
 
 def open_pipeline(
