@@ -1,7 +1,7 @@
 """DALI: one graph that decodes, crops, resizes and mirrors, on the CPU or with the decoder of a GPU.
 
 The only file that imports DALI. It is given files and windows as arrays and draws nothing itself; which files it gets,
-and what happens to those that it refuses, is decided in dali_stage.py.
+and what happens to those that it refuses, is decided in dali_flight.py.
 
 ```
 files, windows ──► external_source ──► decoders.image_slice ──► resize, ROI ──► (n, S, S, 3) uint8, as torch tensor
@@ -27,8 +27,8 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.tensors import TensorCPU
 from torch.utils.dlpack import from_dlpack
 
+from wv_loader.dali_flight import dali_says
 from wv_loader.dali_options import DaliOptions
-from wv_loader.dali_stage import dali_says
 from wv_loader.engine import Engine
 from wv_loader.errors import LoaderError
 from wv_loader.windows import Windows

@@ -13,7 +13,8 @@ import torch
 
 from wv_loader.batch import batch_memory
 from wv_loader.buffers import Arenas, Buffers
-from wv_loader.dali_stage import DaliStage, DaliSupply
+from wv_loader.dali_flight import DaliSupply
+from wv_loader.dali_stage import DaliStage
 from wv_loader.engine import Engine, is_dali
 from wv_loader.parts import Part, ReadAheadSize
 from wv_loader.pipeline import Decoded, Stage

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wv_loader import BadSampleBudgetError, Batch, DaliOptions, Failure, Loader, LoaderError, dali_stage
+from wv_loader import BadSampleBudgetError, Batch, DaliOptions, Failure, Loader, LoaderError, dali_flight
 from wv_shards import Dataset, checksum
 
 pytestmark = pytest.mark.usefixtures("dali")
@@ -33,13 +33,13 @@ def shards(small_dataset: Path, tmp_path: Path) -> Path:
 def mends(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Ordinals of the batches that DALI failed on."""
     found: list[list[int]] = []
-    mend = dali_stage._Flight._mend
+    mend = dali_flight.Flight._mend
 
     def noted(flight: Any, ticket: Any, error: Exception) -> torch.Tensor | None:
         found.append(ticket.job.ordinals.tolist())
         return mend(flight, ticket, error)
 
-    monkeypatch.setattr(dali_stage._Flight, "_mend", noted)
+    monkeypatch.setattr(dali_flight.Flight, "_mend", noted)
     return found
 
 
@@ -157,7 +157,7 @@ def test_what_dali_refuses_and_another_decoder_takes_costs_nothing(
     reseal(shards)
     options = {"dali": DaliOptions(prefetch=prefetch), "prefetch": 4}
     sound = joined(small_dataset, 1, **options)
-    monkeypatch.setattr(dali_stage, "plain_jpeg", lambda _: (24, 20))
+    monkeypatch.setattr(dali_flight, "plain_jpeg", lambda _: (24, 20))
     damaged = joined(shards, 1, bad_budget=0, **options)
     assert_masked(damaged, sound, set(), set(ODD))
     assert 1 <= len(mends) <= len(ODD)
@@ -311,7 +311,7 @@ def test_an_error_in_the_midst_of_feeding_leaves_no_half_a_batch(
         sound = list(loader)
         loader.set_epoch(0)
         with monkeypatch.context() as patch:
-            patch.setattr(dali_stage, "windows_of", lambda *_, **__: object())
+            patch.setattr(dali_flight, "windows_of", lambda *_, **__: object())
             with pytest.raises(AttributeError):
                 list(loader)
         got = list(loader)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wv_loader import Augment, Batch, DaliOptions, EngineError, Loader, OptionError, dali_stage
+from wv_loader import Augment, Batch, DaliOptions, EngineError, Loader, OptionError, dali_flight
 from wv_loader.augment import train_effects
 from wv_loader.decode_pillow import PillowEngine
 from wv_loader.effects import apply_effects
@@ -75,7 +75,7 @@ def test_slots_without_a_sample_are_black_whatever_dali_was_given_for_them(
 ) -> None:
     white = io.BytesIO()
     Image.new("RGB", (16, 16), "white").save(white, "JPEG")
-    monkeypatch.setattr(dali_stage, "_BLANK", white.getvalue())
+    monkeypatch.setattr(dali_flight, "_BLANK", white.getvalue())
     last = list(make(train=False))[-1]
     assert not last.valid.all()
     assert not last.images[~last.valid].any()
