@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -134,6 +135,12 @@ def draw_dataset_fixture() -> Callable[..., Path]:
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read-only by agreement: 6 classes of 3 … 120 samples."""
     return draw_dataset(tmp_path_factory.mktemp("small") / "shards", [120, 61, 30, 17, 8, 3], rejects=2)
+
+
+def pytest_configure() -> None:
+    """A suite in the background of a shell has Ctrl-C ignored, and so would the programs that tests start."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

@@ -138,12 +138,11 @@ class Supply:
     def _dali_of(self, engine: "DaliEngine") -> DaliSupply:
         from wv_loader.decode_dali import open_pipeline  # DALI may be missing
 
+        slots, size_px, *_ = self._shape
         hint_px = _usual_size(self._dataset)
         return DaliSupply(
             engine,
-            lambda: open_pipeline(
-                engine, slots=self._shape[0], size_px=self._shape[1], threads=self._threads, hint_px=hint_px
-            ),
+            partial(open_pipeline, engine, slots=slots, size_px=size_px, threads=self._threads, hint_px=hint_px),
         )
 
 

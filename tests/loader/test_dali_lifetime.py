@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,20 @@ def test_two_loaders_at_a_time_give_what_each_gives_alone(make: Callable[..., Lo
     assert all(same(a, b) for one in again for a, b in zip(one, evaluated, strict=True))
 
 
+def test_a_closed_loader_goes_without_the_garbage_collector(make: Callable[..., Loader]) -> None:
+    """What it holds, pinned and on a GPU too, would else wait for a collection."""
+    loader = make()
+    list(loader)
+    loader.close()
+    left = weakref.ref(loader._supply)
+    gc.disable()
+    try:
+        del loader
+        assert left() is None
+    finally:
+        gc.enable()
+
+
 def test_closing_twice_and_looping_again(make: Callable[..., Loader]) -> None:
     loader = make()
     first = list(loader)
@@ -252,7 +267,10 @@ print([thread.name for thread in left if thread.is_alive()])
     assert program.stdout is not None
     assert program.stdout.readline() == "looping\n"
     program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=WAIT_S)
+    try:
+        out, err = program.communicate(timeout=WAIT_S)
+    finally:
+        program.kill()
     assert (program.returncode, out, err) == (0, "interrupted\n[]\n", "")
 
 

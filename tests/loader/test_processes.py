@@ -230,7 +230,10 @@ def run_script(script: Path, shards: Path, processes: int, end: str) -> tuple[su
 def test_ctrl_c_ends_threads_and_processes_without_a_word(small_dataset: Path, tmp_path: Path, processes: int) -> None:
     program, pids = run_script(tmp_path / "program.py", small_dataset, processes, "end")
     program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=WAIT_MS / 1000)
+    try:
+        out, err = program.communicate(timeout=WAIT_MS / 1000)
+    finally:
+        program.kill()
     assert (program.returncode, out, err) == (0, "[]\n", "")
     assert len(pids) == processes
     for pid in pids:
