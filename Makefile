@@ -67,6 +67,7 @@ walls: setup
 # Tables are made though a test fails; what failed decides in the end. An environment that has DALI is left as it is.
 gpu-check:
 	@$(MAKE) --no-print-directory setup EXTRAS=$(if $(findstring dali,$(EXTRAS)),$(EXTRAS),$(EXTRAS),dali)
+	@$(BIN)/wv-bench gpu-check --ready
 	@tests=0; WV_REQUIRE_GPU=1 WV_REQUIRE_DALI=1 $(BIN)/python -m pytest -q -m gpu || tests=$$?; \
 	$(BIN)/wv-bench gpu-check $(SHARDS) --out $(GPU_CHECK) || tests=$$?; \
 	[ ! -f $(GPU_CHECK)/gpu-check.html ] || echo "tables and charts: $(GPU_CHECK)/gpu-check.html and beside it"; \

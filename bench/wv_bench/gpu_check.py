@@ -42,6 +42,7 @@ Examples:
     show_default=True,
     help="Folder for gpu-check.json, gpu-check.html, every command's figures and charts, and the data that is made.",
 )
+@click.option("--ready", is_flag=True, help="Only look whether the device is here.")
 @click.option("--engine", help="Decoder to be judged. Default: dali-gpu on CUDA, else turbo.")
 @click.option(
     "--cores",
@@ -68,6 +69,7 @@ def command(
     shards: Path | None,
     device: Any,
     out: Path,
+    ready: bool,
     engine: str | None,
     cores: int | None,
     model: str,
@@ -90,6 +92,13 @@ def command(
     """
     engine = engine or ("dali-gpu" if device.type == "cuda" else "turbo")
     console = Console()
+    if engine == "dali-gpu" and device.type != "cuda":
+        raise click.UsageError(f"--engine dali-gpu decodes on a GPU, found --device {device}")
+    if ready:
+        import torch  # `--help` does without its seconds
+
+        console.print(f"{device}: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'the dry run'}")
+        return
     if shards is not None:
         with Dataset.open(shards):
             pass  # refused before anything is measured

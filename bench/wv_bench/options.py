@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from wv_loader import missing_gpu
+
 STDOUT = Path("-")
 
 
@@ -45,17 +47,10 @@ class Device(click.ParamType[Any]):
             return torch.device("cpu")
         if name != "cuda" or (":" in value and not number.isdecimal()):
             self.fail(f"{value}: expected cpu, cuda or cuda:K", param, ctx)
-        count = torch.cuda.device_count()
-        if not count or not torch.cuda.is_available():
-            missing = (
-                "it is built for the CPU only: install PyTorch's CUDA build"
-                if torch.version.cuda is None
-                else f"it finds no GPU: it needs one, and a driver for CUDA {torch.version.cuda} (see nvidia-smi)"
-            )
-            self.fail(f"{value}: torch {torch.__version__} can't use CUDA, {missing}", param, ctx)
-        if int(number or 0) >= count:
-            self.fail(f"{value}: {count} CUDA devices are here, counted from 0", param, ctx)
-        return torch.device("cuda", int(number or 0))
+        device = torch.device("cuda", int(number or 0))
+        if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
+            self.fail(f"{value}: {missing_gpu(device)}", param, ctx)
+        return device
 
 
 def device_option(default: str = "cpu") -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 
 from wv_loader.batch import Batch
+from wv_loader.engine_choice import missing_gpu
 from wv_loader.errors import LoaderError, OptionError
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
@@ -47,7 +48,7 @@ def find_device(device: torch.device | str | None) -> torch.device | None:
     except (RuntimeError, TypeError) as error:
         raise OptionError(f"device {device!r}: expected one of torch's, such as cpu or cuda:0") from error
     if found is not None and found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise LoaderError(f"device {device}: {torch.cuda.device_count()} CUDA devices are here")
+        raise LoaderError(f"device {device}: {missing_gpu(found)}")
     return found
 
 

@@ -78,11 +78,11 @@ def choose_engine(
         raise EngineError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
     on_gpu = device is not None and device.type == "cuda"
     dali = name if name.startswith("dali") else "dali-gpu" if name == "auto" and on_gpu else None
-    problem = _not_with(dali, device, has_effects, processes) if dali else None
+    problem = _not_with(dali, has_effects, processes) if dali else None
     if facts is None:
         facts = gather_facts(dali=dali is not None and problem is None)
     if dali == "dali-gpu":
-        problem = problem or _no_gpu(facts, device) or _no_dali(facts) or _other_cuda(facts)
+        problem = problem or _not_on(device, facts) or _no_gpu(facts, device) or _no_dali(facts) or _other_cuda(facts)
     elif dali:
         problem = problem or _no_dali(facts)
     if name == "turbo" and not facts.turbo_built:
@@ -97,6 +97,11 @@ def choose_engine(
     if facts.turbo_built:
         return Choice("turbo", "; ".join(passed_over) or "the fastest on a CPU")
     return Choice("pillow", "; ".join([*passed_over, f"no turbo: it is not built here ({_GET_TURBO})"]))
+
+
+def missing_gpu(device: "torch.device | None" = None) -> str | None:
+    """What keeps torch from working on a CUDA device here (None: on any), and in brackets what to do; None: nothing."""
+    return _no_gpu(gather_facts(dali=True), device)
 
 
 def gather_facts(*, dali: bool) -> Facts:
@@ -118,10 +123,8 @@ def gather_facts(*, dali: bool) -> Facts:
 # -- what keeps DALI from working: what was expected and found, and in brackets what to do about it -------------------
 
 
-def _not_with(dali: str, device: "torch.device | None", has_effects: bool, processes: int) -> str | None:
+def _not_with(dali: str, has_effects: bool, processes: int) -> str | None:
     """What was asked for that the engine has no part in, wherever it runs."""
-    if dali == "dali-gpu" and device is not None and device.type != "cuda":
-        return f"it decodes on a GPU, found device {device} (give cuda:0, or take engine 'dali-cpu')"
     if dali == "dali-gpu" and has_effects:
         return (
             "colour jitter, RandAugment and erasing are made on the CPU (leave them out, or make them in a transform)"
@@ -129,6 +132,13 @@ def _not_with(dali: str, device: "torch.device | None", has_effects: bool, proce
     if processes:
         return f"it has no use for worker processes, found processes={processes} (leave it at 0)"
     return None
+
+
+def _not_on(device: "torch.device | None", facts: Facts) -> str | None:
+    if device is None or device.type == "cuda":
+        return None
+    what_then = _no_gpu(facts, None) or "there is one here (take device cuda, or engine 'dali-cpu')"
+    return f"it decodes on a GPU, found device {device}; {what_then}"
 
 
 def _no_gpu(facts: Facts, device: "torch.device | None") -> str | None:

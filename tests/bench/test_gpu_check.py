@@ -226,3 +226,13 @@ def test_a_gpu_is_measured_and_judged(cuda: object, tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "check" / "gpu-check.json").read_text())
     assert not any(run["problem"] for run in figures["runs"]), result.output
     assert all(verdict["found"] is not None for verdict in figures["verdicts"])
+
+
+def test_a_check_that_can_only_fail_does_not_begin(tmp_path: Path) -> None:
+    out = tmp_path / "check"
+    on_cpu = CliRunner().invoke(cli.main, ["gpu-check", "--device", "cpu", "--engine", "dali-gpu", "--out", str(out)])
+    assert on_cpu.exit_code == 2
+    assert "--engine dali-gpu decodes on a GPU, found --device cpu" in on_cpu.output
+    ready = CliRunner().invoke(cli.main, ["gpu-check", "--device", "cpu", "--ready", "--out", str(out)])
+    assert (ready.exit_code, ready.output) == (0, "cpu: the dry run\n")
+    assert not out.exists()

@@ -127,8 +127,10 @@ def test_dali_on_a_cpu_needs_dali_and_nothing_of_a_gpu() -> None:
 
 
 def test_decoding_on_a_gpu_is_refused_for_batches_on_a_cpu() -> None:
-    with pytest.raises(EngineError, match=r"it decodes on a GPU, found device cpu \(give cuda:0, or take engine"):
+    with pytest.raises(EngineError, match=r"found device cpu; there is one here \(take device cuda"):
         choose_engine("dali-gpu", CPU, facts=ALL)
+    with pytest.raises(EngineError, match=r"found device cpu; no NVIDIA driver here.*install driver 580"):
+        choose_engine("dali-gpu", CPU, facts=replace(ALL, driver_cuda=None, devices=0))
 
 
 def test_effects_keep_images_off_the_gpu() -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from wv_loader import missing_gpu
 from wv_train.errors import TrainError
 
 
@@ -66,6 +67,8 @@ def open_world(device: str) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if use_cuda and not torch.cuda.device_count():
+        raise TrainError(f"--device {device}: {missing_gpu()}, or use --device cpu")
     if use_cuda and local_rank >= torch.cuda.device_count():
         raise TrainError(
             f"--device {device}: local rank {local_rank} needs a GPU of its own, found {torch.cuda.device_count()}; "
