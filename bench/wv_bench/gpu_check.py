@@ -23,6 +23,7 @@ from wv_bench.gpu_check_page import page
 from wv_bench.gpu_check_verdict import MOST_CORES, Verdict, judge
 from wv_bench.loader_sides import gpu_of, machine_on, some_cores
 from wv_bench.options import Several, device_option, write_json
+from wv_loader import ENGINES
 from wv_shards import Dataset
 
 _EXAMPLES = """\b
@@ -43,7 +44,9 @@ Examples:
     help="Folder for gpu-check.json, gpu-check.html, every command's figures and charts, and the data that is made.",
 )
 @click.option("--ready", is_flag=True, help="Only look whether the device is here.")
-@click.option("--engine", help="Decoder to be judged. Default: dali-gpu on CUDA, else turbo.")
+@click.option(
+    "--engine", type=click.Choice(ENGINES[1:]), help="Decoder to be judged. Default: dali-gpu on CUDA, else turbo."
+)
 @click.option(
     "--cores",
     type=click.IntRange(1, MOST_CORES),

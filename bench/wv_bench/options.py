@@ -47,10 +47,12 @@ class Device(click.ParamType[Any]):
             return torch.device("cpu")
         if name != "cuda" or (":" in value and not number.isdecimal()):
             self.fail(f"{value}: expected cpu, cuda or cuda:K", param, ctx)
-        device = torch.device("cuda", int(number or 0))
-        if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
-            self.fail(f"{value}: {missing_gpu(device)}", param, ctx)
-        return device
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            self.fail(f"{value}: {missing_gpu()}", param, ctx)
+        if int(number or 0) >= count:  # torch.device takes 256 for 0
+            self.fail(f"{value}: {count} CUDA devices are here, counted from 0", param, ctx)
+        return torch.device("cuda", int(number or 0))
 
 
 def device_option(default: str = "cpu") -> Callable[..., Any]:

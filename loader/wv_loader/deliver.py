@@ -47,9 +47,14 @@ def find_device(device: torch.device | str | None) -> torch.device | None:
         found = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise OptionError(f"device {device!r}: expected one of torch's, such as cpu or cuda:0") from error
-    if found is not None and found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if found is not None and found.type == "cuda" and (found.index or 0) >= _usable_gpus():
         raise LoaderError(f"device {device}: {missing_gpu(found)}")
     return found
+
+
+def _usable_gpus() -> int:
+    """Some are counted also where the driver is too old for them."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 class Delivery:

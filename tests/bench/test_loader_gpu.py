@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -19,6 +20,7 @@ from wv_bench.loader_report import document, print_table
 from wv_bench.loader_run import Contestant, Row, measure, measure_apart
 from wv_bench.loader_sides import engines_on
 from wv_bench.nvml import Gpu, GpuUse, NvmlError
+from wv_bench.options import Device
 
 
 def run(*arguments: object) -> Result:
@@ -211,3 +213,11 @@ def test_the_loaders_compete_on_a_gpu(small_dataset: Path, tmp_path: Path, cuda:
     rows = {row["label"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]}
     for label in (*(f"ours, {engine}" for engine in engines_on("cuda")), "torchvision, GPU decode, uint8"):
         assert rows[label]["status"] == "ok", rows[label]["reason"]
+
+
+@pytest.mark.parametrize("number", ["1", "128", "255", "256"])
+def test_a_number_that_no_gpu_has_is_refused(monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(click.BadParameter, match="1 CUDA devices are here, counted from 0"):
+        Device().convert(f"cuda:{number}", None, None)

@@ -160,6 +160,15 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(make: Callable[..., L
         make(device="cuda:99")
 
 
+def test_gpus_that_the_driver_is_too_old_for_are_counted_and_refused(
+    make: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LoaderError, match=r"^device cuda:0: [^\n]+\)$"):
+        make(device="cuda:0")
+
+
 def test_batches_come_on_the_device(make: Callable[..., Loader]) -> None:
     for ours, theirs in zip(make(device="cpu"), make(), strict=True):
         assert torch.equal(ours.images, theirs.images)

@@ -67,7 +67,7 @@ def open_world(device: str) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if use_cuda and not torch.cuda.device_count():
+    if use_cuda and not torch.cuda.is_available():
         raise TrainError(f"--device {device}: {missing_gpu()}, or use --device cpu")
     if use_cuda and local_rank >= torch.cuda.device_count():
         raise TrainError(
