@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,11 +277,7 @@ def measure(
             except ContestantError as error:
                 rows[at].fail(error)
         for number in range(repeats):
-            for turn in range(len(rows)):
-                at = (turn + number) % len(rows)
-                row = rows[at]
-                if row.problem:
-                    continue
+            for at, row in _turns(rows, number):
                 try:
                     running[at].settle()
                     _timed(row, running[at], number + 1, gpu)
@@ -295,6 +291,14 @@ def measure(
         for process in running.values():
             process.close()
     return rows
+
+
+def _turns(rows: Sequence[Row], number: int) -> Iterator[tuple[int, Row]]:
+    """Rows that have not failed, with their places; every round begins with another one."""
+    for turn in range(len(rows)):
+        at = (turn + number) % len(rows)
+        if not rows[at].problem:
+            yield at, rows[at]
 
 
 def measure_apart(
@@ -312,11 +316,7 @@ def measure_apart(
     """
     rows = [Row(contestant=contestant) for contestant in contestants]
     for number in range(repeats):
-        for turn in range(len(rows)):
-            at = (turn + number) % len(rows)
-            row = rows[at]
-            if row.problem:
-                continue
+        for at, row in _turns(rows, number):
             try:
                 with Running(row.contestant, logs / f"{at:02d}.log", timeout_s) as process:
                     row.versions = process.ready()["versions"]

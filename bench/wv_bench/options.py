@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wv_loader import missing_gpu
+from wv_loader import missing_gpu, usable_gpus
 
 STDOUT = Path("-")
 
@@ -47,7 +47,7 @@ class Device(click.ParamType[Any]):
             return torch.device("cpu")
         if name != "cuda" or (":" in value and not number.isdecimal()):
             self.fail(f"{value}: expected cpu, cuda or cuda:K", param, ctx)
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = usable_gpus()
         if not count:
             self.fail(f"{value}: {missing_gpu()}", param, ctx)
         if int(number or 0) >= count:  # torch.device takes 256 for 0

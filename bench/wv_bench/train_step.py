@@ -1,7 +1,6 @@
 """Training steps that `wv-bench train` times: the plainest one, and that of wv-train."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,7 +48,7 @@ def make_step(name: str, model_name: str, *, classes: int, samples: int, amp: st
         setting = StepSetting(class_weights=weights, gate=None, threshold=0.0, label_smoothing=0.0, denominator="all")
 
         def full(batch: Batch) -> None:
-            step(replace(batch, ordinals=batch.ordinals.cpu()), setting, step=0)  # the ledger is in main memory
+            step(batch, setting, step=0)
 
         return full
     mean, std = normalization(model)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from wv_loader.augment import Augment
 from wv_loader.dali_options import DaliOptions
 from wv_loader.engine import ENGINES, engine_line
-from wv_loader.engine_choice import missing_gpu
+from wv_loader.engine_choice import missing_gpu, usable_gpus
 from wv_loader.errors import (
     BadSampleBudgetError,
     EngineError,
@@ -40,6 +40,7 @@ __all__ = [
     "engine_line",
     "missing_gpu",
     "serve_metrics",
+    "usable_gpus",
 ]
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 
 from wv_loader.batch import Batch
-from wv_loader.engine_choice import missing_gpu
+from wv_loader.engine_choice import missing_gpu, usable_gpus
 from wv_loader.errors import LoaderError, OptionError
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
@@ -47,14 +47,9 @@ def find_device(device: torch.device | str | None) -> torch.device | None:
         found = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise OptionError(f"device {device!r}: expected one of torch's, such as cpu or cuda:0") from error
-    if found is not None and found.type == "cuda" and (found.index or 0) >= _usable_gpus():
+    if found is not None and found.type == "cuda" and (found.index or 0) >= usable_gpus():
         raise LoaderError(f"device {device}: {missing_gpu(found)}")
     return found
-
-
-def _usable_gpus() -> int:
-    """Some are counted also where the driver is too old for them."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 class Delivery:

@@ -104,6 +104,13 @@ def missing_gpu(device: "torch.device | None" = None) -> str | None:
     return _no_gpu(gather_facts(dali=True), device)
 
 
+def usable_gpus() -> int:
+    """GPUs that torch can use: it counts some also where the driver is too old for them."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def gather_facts(*, dali: bool) -> Facts:
     """The facts of this machine; those of DALI and of GPUs, which take a second, only with `dali`."""
     built = find_spec("wv_loader._turbo") is not None
@@ -249,10 +256,8 @@ def _driver_cuda() -> tuple[int, int] | None:
 
 def _devices() -> tuple[int, str]:
     """GPUs that torch can use; where it can use none, what it has to say."""
-    import torch
-
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            return torch.cuda.device_count(), ""
+        if count := usable_gpus():
+            return count, ""
     return 0, str(said[0].message).strip().splitlines()[0] if said else ""

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wv_loader import missing_gpu
+from wv_loader import missing_gpu, usable_gpus
 from wv_train.errors import TrainError
 
 
@@ -66,12 +66,13 @@ def open_world(device: str) -> Iterator[World]:
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if use_cuda and not torch.cuda.is_available():
+    gpus = 0 if device == "cpu" else usable_gpus()
+    use_cuda = device == "cuda" or (device == "auto" and gpus > 0)
+    if use_cuda and not gpus:
         raise TrainError(f"--device {device}: {missing_gpu()}, or use --device cpu")
-    if use_cuda and local_rank >= torch.cuda.device_count():
+    if use_cuda and local_rank >= gpus:
         raise TrainError(
-            f"--device {device}: local rank {local_rank} needs a GPU of its own, found {torch.cuda.device_count()}; "
+            f"--device {device}: local rank {local_rank} needs a GPU of its own, found {gpus}; "
             "start fewer ranks or use --device cpu"
         )
     place = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
