@@ -46,6 +46,7 @@ def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world:
         train=True,
         exclude=data.exclude,
         max_repeat=recipe.max_repeat,
+        streams=recipe.resolved_streams,
         augment=recipe.augment,
         rank=world.rank,
         world_size=world.size,

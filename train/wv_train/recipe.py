@@ -13,7 +13,7 @@ from typing import Any, Literal
 from wv_loader import Augment
 from wv_train.errors import FieldError, RecipeError
 from wv_train.gate import GateConfig
-from wv_train.losses import ClassWeights
+from wv_train.losses import ClassWeights, LogitPrior
 from wv_train.table import close_matches, read_table, set_key
 
 
@@ -76,15 +76,26 @@ class Phase:
     warmup_steps: int = 0
     """Steps over which the rate rises linearly."""
     backbone_factor: float = 1.0
-    """The backbone's rate is lr · backbone_factor; 0 freezes its weights."""
+    """The backbone's rate is lr · backbone_factor; 0 freezes it: no gradient, its normalisation layers as in evaluation."""
     head_factor: float = 1.0
     gate: GateConfig | None = None
     """None: every sample teaches."""
     balance: float = 1.0
     """τ of the sampling: 1 as collected, 0 all classes alike."""
     class_weights: ClassWeights = "none"
-    """Weight of a class from its expected exposure after sampling."""
+    """Weight of a class from its expected exposure after sampling; `file`: from `class_weights_file`."""
+    class_weights_file: str | None = None
+    """CSV with columns `class` (name or id) and `weight`."""
+    logit_prior: LogitPrior = "none"
+    """Adds log(share of the class's exposure) to the logits in the loss: `adjusted` times `logit_prior_strength` (Menon
+    et al., 2021), `balanced_softmax` times 1 (Ren et al., 2020)."""
+    logit_prior_strength: float = 1.0
+    correct_twice: bool = False
+    """Allow two corrections of the same imbalance: class weights with a logit prior, or weights from a file (which do not
+    know the sampling) with `balance` below 1."""
     label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    """α of mixup's Beta distribution (Zhang et al., 2018); 0: none. Partners are of the same stream."""
     denominator: Literal["all", "kept"] = "all"
     """What the gated loss is divided by: the weight of the whole batch (the effective rate shrinks with the kept
     fraction) or of the kept samples (it does not)."""
@@ -102,7 +113,10 @@ class Phase:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise FieldError(key, "1 or more", value)
-        for key in ("lr", "gamma", "backbone_factor", "head_factor", "warmup_steps"):
+        for key in (
+            *("lr", "gamma", "backbone_factor", "head_factor", "warmup_steps"),
+            *("logit_prior_strength", "mixup_alpha"),
+        ):
             if getattr(self, key) < 0:
                 raise FieldError(key, "0 or more", getattr(self, key))
         for key, top in (("balance", 1.0), ("label_smoothing", 0.999)):
@@ -112,6 +126,26 @@ class Phase:
             raise FieldError("milestones", 'fractions together with schedule = "step", and only then', self.milestones)
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             raise FieldError("milestones", "rising fractions of the phase between 0 and 1", self.milestones)
+        if (self.class_weights == "file") != (self.class_weights_file is not None):
+            raise FieldError(
+                "class_weights_file",
+                'a path together with class_weights = "file", and only then',
+                self.class_weights_file,
+            )
+        if self.correct_twice:
+            return
+        if self.class_weights != "none" and self.logit_prior != "none":
+            raise FieldError(
+                "logit_prior",
+                "none beside class_weights (or correct_twice = true): both correct what sampling left",
+                self.logit_prior,
+            )
+        if self.class_weights == "file" and self.balance < 1.0:
+            raise FieldError(
+                "balance",
+                "1 beside weights from a file, which do not know the sampling (or correct_twice = true)",
+                self.balance,
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +164,21 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     max_repeat: float = 16.0
     """No class is shown more often than this many times its size in an epoch."""
+    streams: int | None = None
+    """V of the plan, which the number of ranks must divide. None: the batch's largest divisor up to 64; with mixup up to
+    a quarter of the batch, so that there are partners."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Mixed precision on a GPU; auto is bf16 where the GPU has it, else fp16. A CPU computes in float32."""
+    """Mixed precision. auto: on a GPU bf16 where it has that, else fp16; on a CPU float32."""
+    sync_batch_norm: bool = False
+    """Batch norm's statistics over all ranks' samples; GPUs only."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient, over all parameters; 0: any."""
+    ema_decay: float = 0.0
+    """Decay a step of an average of the weights that is evaluated beside them; 0: none. Shorter at the start."""
+    max_nonfinite_steps: int = 3
+    """Steps in a row with a loss that is NaN or infinite that end the run; each of them changes nothing."""
+    keep_best: int = 1
+    """Checkpoints kept of the best validations; 0: none."""
     validate_every_epochs: int = 1
     """0: not by epochs. Each phase's end is validated anyway."""
     validate_every_steps: int = 0
@@ -142,12 +189,17 @@ class Recipe:
     log_every_steps: int = 20
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "size_px", "log_every_steps"):
+        for key in ("batch_size", "size_px", "log_every_steps", "max_nonfinite_steps"):
             if getattr(self, key) < 1:
                 raise FieldError(key, "1 or more", getattr(self, key))
-        for key in ("seed", "validate_every_epochs", "validate_every_steps", "checkpoint_every_steps"):
+        counts = ("seed", "validate_every_epochs", "validate_every_steps", "checkpoint_every_steps", "keep_best")
+        for key in (*counts, "clip_norm"):
             if getattr(self, key) < 0:
                 raise FieldError(key, "0 or more", getattr(self, key))
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise FieldError("ema_decay", "0 <= ema_decay < 1", self.ema_decay)
+        if self.streams is not None and (self.streams < 1 or self.batch_size % self.streams):
+            raise FieldError("streams", f"a divisor of batch_size ({self.batch_size})", self.streams)
         if self.checkpoint_every_minutes <= 0:
             raise FieldError("checkpoint_every_minutes", "more than 0", self.checkpoint_every_minutes)
         if self.max_repeat < 1:
@@ -157,6 +209,19 @@ class Recipe:
         names = [phase.name for phase in self.phases]
         if twice := [name for name in names if names.count(name) > 1]:
             raise FieldError("phases", "a name of its own for each phase", twice[0])
+        mixed = [phase.name for phase in self.phases if phase.mixup_alpha > 0]
+        if mixed and self.batch_size // (self.resolved_streams or 1) < 2:
+            raise FieldError(
+                "streams", f"at most half of batch_size ({self.batch_size}), so that mixup finds partners", self.streams
+            )
+
+    @property
+    def resolved_streams(self) -> int | None:
+        """What the loader is asked for: `streams`, or with mixup the batch's largest divisor up to 64 and a quarter of it."""
+        if self.streams is not None or not any(phase.mixup_alpha > 0 for phase in self.phases):
+            return self.streams
+        most = max(1, min(64, self.batch_size // 4))
+        return max(count for count in range(1, most + 1) if self.batch_size % count == 0)
 
 
 def recipe_names() -> list[str]:
