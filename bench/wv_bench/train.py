@@ -25,7 +25,7 @@ from wv_bench.train_report import ALONE, SYNTHETIC, TRAINED, Row, document, prin
 from wv_bench.train_step import AMP, STEPS, Step, make_step, synthetic_batch
 from wv_loader import Batch, DaliOptions, Loader
 from wv_train.errors import TrainError
-from wv_train.step import amp_dtype
+from wv_train.learner import amp_dtype
 
 _CLASSES = 1000
 _AHEAD = 16

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 
 from wv_loader import Batch
 from wv_train.distributed import World
+from wv_train.guard import ClassGuard
+from wv_train.judge import StepSetting
+from wv_train.learner import Learner, amp_dtype
 from wv_train.ledger import Ledger
 from wv_train.models import make_model, normalization
 from wv_train.optim import make_optimizer
 from wv_train.recipe import OptimizerConfig
-from wv_train.step import StepSetting, TrainStep, amp_dtype
+from wv_train.step import Place, TrainStep
 
 STEPS = ("plain", "wv-train")
 AMP = ("auto", "bf16", "fp16", "off")
@@ -43,12 +46,18 @@ def make_step(name: str, model_name: str, *, classes: int, samples: int, amp: st
         group["lr"] = _LEARNING_RATE
     if name == "wv-train":
         world = World(rank=0, size=1, device=device)
-        step = TrainStep(model=model, optimizer=optimizer, ledger=Ledger(samples), world=world, seed=0, amp=amp)
+        step = TrainStep(
+            learner=Learner(model, world=world, amp=amp),
+            optimizer=optimizer,
+            ledger=Ledger(samples),
+            guard=ClassGuard(classes),
+            seed=0,
+        )
         weights = torch.ones(classes, device=device)
         setting = StepSetting(class_weights=weights, gate=None, threshold=0.0, label_smoothing=0.0, denominator="all")
 
         def full(batch: Batch) -> None:
-            step(batch, setting, step=0)
+            step(batch, setting, Place())
 
         return full
     mean, std = normalization(model)

@@ -9,6 +9,15 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HostFacts:
+    """What a batch is of, (n,) each, in the memory of the host: to look at without waiting for a device."""
+
+    labels: torch.Tensor
+    ordinals: torch.Tensor
+    valid: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """This rank's share of one global batch, n = B/W slots."""
 
@@ -26,6 +35,8 @@ class Batch:
     """Slots that are not valid, as a number that needs no device to be asked."""
     seed: int = 0
     """For random numbers of your own: of the loader's seed, the epoch and b, alike on all ranks and after a resume."""
+    host: HostFacts | None = None
+    """Labels, ordinals and mask as they were before they went to a device; None where they went nowhere."""
 
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
         """The images as a model wants them.
@@ -44,11 +55,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; asynchronous from pinned memory."""
+        facts = self.on_host() if self.labels.device.type == "cpu" else self.host
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("images", "labels", "ordinals", "valid")
         }
-        return replace(self, **moved)
+        return replace(self, **moved, host=facts)
+
+    def on_host(self) -> HostFacts:
+        """Labels, ordinals and mask in the host's memory; waits for the device only where nobody kept them."""
+        return self.host or HostFacts(labels=self.labels.cpu(), ordinals=self.ordinals.cpu(), valid=self.valid.cpu())
 
 
 def batch_memory(shape: tuple[int, ...], take: Callable[[], NDArray[np.uint8]]) -> Callable[[], torch.Tensor]:

@@ -1,6 +1,5 @@
 """The gate's threshold and confidences."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -30,8 +29,8 @@ def test_threshold_is_linear() -> None:
 
 
 def test_gate_is_lowered_by_the_stated_part_of_the_phase() -> None:
-    assert GateConfig(start=0.3, lowered_by=0.25).schedule(100).steps == 25
-    assert GateConfig(start=0.3, lowered_by=0.25).schedule(1).steps == 1
+    assert GateConfig(start=0.3, lowered_by=0.25).over(100).steps == 25
+    assert GateConfig(start=0.3, lowered_by=0.25).over(1).steps == 1
 
 
 @pytest.mark.parametrize(
@@ -60,8 +59,9 @@ def test_label_average_includes_the_present_visit_and_all_before() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40), st.floats(0, 0.999))
 def test_a_share_gates_exactly_the_least_confident_of_the_valid(batch: list[tuple[float, bool]], share: float) -> None:
-    held, valid = np.array([item[0] for item in batch]), np.array([item[1] for item in batch])
-    keep = passes(held, valid, unit="share", threshold=share)
+    columns = torch.tensor([item[0] for item in batch], dtype=torch.float64), torch.tensor([item[1] for item in batch])
+    keep = passes(*columns, unit="share", threshold=share).numpy()
+    held, valid = (column.numpy() for column in columns)
     gated = valid & ~keep
     assert not (keep & ~valid).any()
     assert gated.sum() <= int(share * valid.sum())
@@ -72,6 +72,7 @@ def test_a_share_gates_exactly_the_least_confident_of_the_valid(batch: list[tupl
 
 
 def test_a_threshold_of_confidence_keeps_what_reaches_it() -> None:
-    held, valid = np.array([0.1, 0.3, 0.5, 0.9]), np.array([True, True, True, False])
+    held = torch.tensor([0.1, 0.3, 0.5, 0.9], dtype=torch.float64)
+    valid = torch.tensor([True, True, True, False])
     assert passes(held, valid, unit="confidence", threshold=0.3).tolist() == [False, True, True, False]
     assert passes(held, valid, unit="confidence", threshold=0.0).tolist() == [True, True, True, False]

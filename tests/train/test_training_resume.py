@@ -22,7 +22,7 @@ from wv_train.recipe import recipe_from_table
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
 
-TIMES = ("images_per_s", "wait_s")
+TIMES = ("images_per_s", "images_per_s_without_wait", "wait_s")
 
 # 15 base steps, 12 gated steps, at most 40 (a plateau ends it), 6 to fine-tune.
 PLATEAU = {
@@ -235,11 +235,15 @@ def test_a_broken_loss_stops_with_its_samples_saved(
 ) -> None:
     out = tmp_path / "run"
     table = tiny_table("phases.base.lr=1e30", "phases.base.warmup_steps=0")
-    with pytest.raises(NonFiniteLossError, match="phase base: the loss is NaN or infinite; lower"):
+    with pytest.raises(NonFiniteLossError, match="phase base: the loss is NaN or infinite 3 times in a row; lower"):
         run_job(_job(table, small_dataset, None, out))
-    saved = json.loads((out / "nonfinite_batch.json").read_text())
-    assert len(saved["keys"]) == len(saved["ordinals"]) > 0
-    assert saved["keys"][0].startswith("c00")
+    saved = json.loads((out / "nonfinite_batches.json").read_text())
+    steps = [batch["step"] for batch in saved["batches"]]
+    assert steps == list(range(steps[0], steps[0] + 3))
+    assert all(len(batch["keys"]) == len(batch["ordinals"]) > 0 for batch in saved["batches"])
+    assert saved["batches"][0]["keys"][0].startswith("c00")
+    warnings = [row["text"] for row in _rows(out) if row["kind"] == "warning"]
+    assert len([text for text in warnings if "nothing was learned from it" in text]) == 2
 
 
 def _die(_self: Checkpoint, _path: Path) -> None:

@@ -3,6 +3,8 @@
 What is no user's mistake (a broken invariant) is an `assert` and keeps its traceback.
 """
 
+from dataclasses import dataclass
+
 
 class TrainError(Exception):
     """Base: the message says what was expected, what was found and what to do."""
@@ -28,12 +30,20 @@ class RunDirectoryError(TrainError):
     """An output folder that holds something else, or a run where none was expected (or the reverse)."""
 
 
-class NonFiniteLossError(TrainError):
-    """The loss became NaN or infinite; `ordinals` are the batch's samples."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NonFiniteBatch:
+    """A global batch whose loss was no number."""
 
-    def __init__(self, message: str, *, ordinals: list[int]) -> None:
+    step: int
+    ordinals: list[int]
+
+
+class NonFiniteLossError(TrainError):
+    """The loss became NaN or infinite in each of `batches`, the last ones of the run."""
+
+    def __init__(self, message: str, *, batches: list[NonFiniteBatch]) -> None:
         super().__init__(message)
-        self.ordinals = ordinals
+        self.batches = batches
 
 
 class FieldError(ValueError):

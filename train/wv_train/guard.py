@@ -2,51 +2,46 @@
 
 For each class a running share of kept visits and a running mean confidence, over about its last 50 visits. A class that
 keeps too little is gated by its own mean instead of the threshold: its more confident half passes, until it keeps
-enough again. All sums are integers, so every rank comes to the same state whatever the order of its device's sums.
+enough again. Lives on the host, fed with the rows that every rank has, in the global batch's order: alike on all ranks.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 _MEMORY_VISITS = 50.0
-_UNIT = 2.0**24
-"""Confidences are summed in fixed point."""
 
 
 class ClassGuard:
-    """(K,) running figures on the device."""
+    """(K,) running figures of the classes."""
 
-    def __init__(self, classes: int, device: torch.device) -> None:
-        self._kept_share = torch.ones(classes, dtype=torch.float64, device=device)
-        self._mean_held = torch.zeros(classes, dtype=torch.float64, device=device)
+    def __init__(self, classes: int) -> None:
+        self._kept_share: NDArray[np.float64] = np.ones(classes)
+        self._mean_held: NDArray[np.float64] = np.zeros(classes)
 
-    def admits(self, held: Tensor, labels: Tensor, *, min_kept_fraction: float) -> Tensor:
-        """Which samples of a global batch the guard lets through, (B,) bool, whatever the threshold says.
+    def limits(self, min_kept_fraction: float) -> NDArray[np.float64] | None:
+        """Confidence from which each class passes whatever the threshold says, (K,), infinite where the guard does
+        nothing; None where it does nothing for any."""
+        short = self._kept_share < min_kept_fraction
+        return np.where(short, self._mean_held, np.inf) if short.any() else None
 
-        held: (B,) float64 confidences. labels: (B,) int64.
-        """
-        return (self._kept_share[labels] < min_kept_fraction) & (held >= self._mean_held[labels])
-
-    def update(self, held: Tensor, labels: Tensor, *, judged: Tensor, keep: Tensor) -> None:
-        """Take in a global batch: held (B,) float64, labels (B,) int64, judged and keep (B,) bool."""
-        classes = len(self._kept_share)
-        counts = torch.zeros(3, classes, dtype=torch.int64, device=held.device)
-        fixed = (held.nan_to_num(0.0, 0.0, 0.0) * _UNIT).to(torch.int64)
-        for row, column in zip(counts, (judged, judged & keep, fixed * judged), strict=True):
-            row.index_add_(0, labels, column.to(torch.int64))
-        visits, kept, held_sum = counts.double()
-        fade = (1.0 - 1.0 / _MEMORY_VISITS) ** visits  # 1 where there is no visit
-        some = visits.clamp(min=1.0)
-        self._kept_share = fade * self._kept_share + (1.0 - fade) * kept / some
-        self._mean_held = fade * self._mean_held + (1.0 - fade) * held_sum / (some * _UNIT)
+    def update(self, labels: NDArray[np.int64], held: NDArray[np.float64], keep: NDArray[np.bool_]) -> None:
+        """Take in the judged samples of a global batch, (n,) each, in its order."""
+        classes, place, visits = np.unique(labels, return_inverse=True, return_counts=True)
+        fade = (1.0 - 1.0 / _MEMORY_VISITS) ** visits
+        for running, column in ((self._kept_share, keep), (self._mean_held, held)):
+            mean = np.bincount(place, weights=column, minlength=len(classes)) / visits
+            running[classes] = fade * running[classes] + (1.0 - fade) * mean
 
     def state(self) -> dict[str, Any]:
-        """Tensors on the CPU."""
-        return {"kept_share": self._kept_share.cpu(), "mean_held": self._mean_held.cpu()}
+        """Two tensors, for a checkpoint."""
+        return {
+            "kept_share": torch.from_numpy(self._kept_share.copy()),
+            "mean_held": torch.from_numpy(self._mean_held.copy()),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
-        self._kept_share.copy_(state["kept_share"])
-        self._mean_held.copy_(state["mean_held"])
+        self._kept_share, self._mean_held = state["kept_share"].numpy().copy(), state["mean_held"].numpy().copy()

@@ -9,7 +9,7 @@ import platform
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from wv_train.recipe import Recipe, recipe_from_table
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
 from wv_train.table import first_difference, to_table
-from wv_train.trainer import PhasePlan, Trainer, TrainingData, plan_phase
+from wv_train.trainer import Pace, PhasePlan, Trainer, TrainingData, plan_phase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,7 @@ class Job:
     device: str = "auto"
     threads: int | None = None
     """Threads of torch on a CPU; None leaves torch's choice."""
+    pace: Pace = field(default_factory=Pace)
     metrics_port: int | None = None
     """Where local rank 0 serves metrics, rank k at the k-th port after it; 0: each at a free one; None: nowhere."""
     metrics_host: str = "127.0.0.1"
@@ -101,6 +102,7 @@ def run_job(job: Job) -> None:
             world=world,
             run=run,
             log=log,
+            pace=job.pace,
         )
         if checkpoint is not None:
             trainer.restore(checkpoint)
@@ -123,8 +125,8 @@ def _train(trainer: Trainer, job: Job, world: World, run: RunDirectory, say: Cal
         raise
     except NonFiniteLossError as error:
         if world.is_main:
-            _save_batch(run, job, error, trainer.position.step)
-        raise NonFiniteLossError(f"{error}; its samples: {run.nonfinite}", ordinals=error.ordinals) from error
+            _save_batches(run, job, error)
+        raise NonFiniteLossError(f"{error}; its samples: {run.nonfinite}", batches=error.batches) from error
     except RuntimeError as error:
         if world.size == 1 or not lost_contact(error):
             raise
@@ -238,6 +240,7 @@ def _training_data(job: Job, world: World, facts: Facts, metrics: MetricsServer 
         samples=facts.samples,
         classes=facts.classes,
         manifest_digest=facts.manifest_digest,
+        bands=facts.class_bands,
     )
 
 
@@ -308,13 +311,15 @@ def _say_decoder(saved: dict[str, Any], facts: Facts, say: Callable[[str], None]
         )
 
 
-def _save_batch(run: RunDirectory, job: Job, error: NonFiniteLossError, step: int) -> None:
-    try:
-        keys = keys_of(job.data.shards, error.ordinals)
-    except ShardsError:
-        keys = []  # the ordinals alone must do
-    document = {"step": step, "ordinals": error.ordinals, "keys": keys}
-    write_atomic(run.nonfinite, (json.dumps(document, indent=1) + "\n").encode())
+def _save_batches(run: RunDirectory, job: Job, error: NonFiniteLossError) -> None:
+    rows = []
+    for batch in error.batches:
+        try:
+            keys = keys_of(job.data.shards, batch.ordinals)
+        except ShardsError:
+            keys = []  # the ordinals alone must do
+        rows.append({"step": batch.step, "ordinals": batch.ordinals, "keys": keys})
+    write_atomic(run.nonfinite, (json.dumps({"batches": rows}, indent=1) + "\n").encode())
 
 
 def _parameters(model: nn.Module) -> int:

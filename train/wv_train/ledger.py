@@ -81,6 +81,12 @@ class Ledger:
         rows["label_conf"], rows["top1_conf"], rows["prediction"] = label_conf, top1_conf, prediction
         self.rows[ordinals] = rows
 
+    def skip(self, ordinals: NDArray[np.int64]) -> None:
+        """Note that the gate sent samples away unseen, a visit for each time that one stands here."""
+        sample, times = np.unique(ordinals, return_counts=True)
+        gated = self.rows["gated"][sample].astype(np.int64) + times
+        self.rows["gated"][sample] = np.minimum(gated, _MAX_SEEN)
+
     def state(self) -> Tensor:
         """The rows as bytes, (N · 20,) uint8: a copy, for a checkpoint."""
         return torch.from_numpy(self.rows.view(np.uint8).copy())

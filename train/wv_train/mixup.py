@@ -30,23 +30,25 @@ class Mix:
         generator = np.random.default_rng(int(combine(seed, step, _SALT)))
         return cls(share=float(generator.beta(alpha, alpha)), distance=int(generator.integers(1 << 30)))
 
-    def partners(self, streams: Tensor) -> Tensor:
+    def partners(self, streams: Tensor, active: Tensor) -> Tensor:
         """Place of each picture's partner, (n,) int64; a permutation.
 
-        streams: (n,) the pictures' streams, rising, on the CPU. A picture alone in its stream is its own partner.
+        streams: (n,) the pictures' streams, rising. active: (n,) bool, who has and is a partner; the others, and who is
+        alone in its stream, stay as they are. All on the CPU.
         """
+        places = torch.arange(len(streams))
+        some = active.nonzero().squeeze(1)
+        places[some] = some[self._turned(streams[some])]
+        return places
+
+    def _turned(self, streams: Tensor) -> Tensor:
         _, sizes = torch.unique_consecutive(streams, return_counts=True)
         size = sizes.repeat_interleave(sizes)
         first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         within = torch.arange(len(streams)) - first
         ahead = torch.where(size > 1, 1 + self.distance % (size - 1).clamp(min=1), 0)
-        return first + (within + ahead) % size
+        return torch.as_tensor(first + (within + ahead) % size)
 
     def blend(self, images: Tensor, partners: Tensor) -> Tensor:
         """λ·own + (1 − λ)·partner's, (n, 3, S, S)."""
         return torch.lerp(images[partners], images, self.share)
-
-    def losses(self, own: Tensor, partners_label: Tensor, weights: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
-        """Both cross-entropies (n,) of the blended pictures, joined as (2n,), with their weights (2n,)."""
-        both = torch.cat([own, partners_label])
-        return both, torch.cat([self.share * weights, (1.0 - self.share) * weights[partners]])

@@ -76,7 +76,7 @@ class Phase:
     warmup_steps: int = 0
     """Steps over which the rate rises linearly."""
     backbone_factor: float = 1.0
-    """The backbone's rate is lr · backbone_factor; 0 freezes it: no gradient, its normalisation layers as in evaluation."""
+    """The backbone's rate is lr · backbone_factor; 0 freezes it: no gradient, its layers as in evaluation."""
     head_factor: float = 1.0
     gate: GateConfig | None = None
     """None: every sample teaches."""
@@ -91,8 +91,8 @@ class Phase:
     et al., 2021), `balanced_softmax` times 1 (Ren et al., 2020)."""
     logit_prior_strength: float = 1.0
     correct_twice: bool = False
-    """Allow two corrections of the same imbalance: class weights with a logit prior, or weights from a file (which do not
-    know the sampling) with `balance` below 1."""
+    """Allow two corrections of the same imbalance: class weights with a logit prior, or weights from a file (which do
+    not know the sampling) with `balance` below 1."""
     label_smoothing: float = 0.0
     mixup_alpha: float = 0.0
     """α of mixup's Beta distribution (Zhang et al., 2018); 0: none. Partners are of the same stream."""
@@ -165,8 +165,8 @@ class Recipe:
     max_repeat: float = 16.0
     """No class is shown more often than this many times its size in an epoch."""
     streams: int | None = None
-    """V of the plan, which the number of ranks must divide. None: the batch's largest divisor up to 64; with mixup up to
-    a quarter of the batch, so that there are partners."""
+    """V of the plan, which the number of ranks must divide. None: the batch's largest divisor up to 64; with mixup up
+    to a quarter of the batch, so that there are partners."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision. auto: on a GPU bf16 where it has that, else fp16; on a CPU float32."""
     sync_batch_norm: bool = False
@@ -217,7 +217,7 @@ class Recipe:
 
     @property
     def resolved_streams(self) -> int | None:
-        """What the loader is asked for: `streams`, or with mixup the batch's largest divisor up to 64 and a quarter of it."""
+        """What the loader is asked for: with mixup, if nothing is given, the largest divisor up to a quarter of B."""
         if self.streams is not None or not any(phase.mixup_alpha > 0 for phase in self.phases):
             return self.streams
         most = max(1, min(64, self.batch_size // 4))

@@ -27,7 +27,7 @@ class RunDirectory:
         self.eval_json = path / "eval.json"
         self.tensorboard = path / "tensorboard"
         self.quarantine = path / "quarantine.jsonl"
-        self.nonfinite = path / "nonfinite_batch.json"
+        self.nonfinite = path / "nonfinite_batches.json"
 
     def check_new(self) -> None:
         """Raises RunDirectoryError unless the folder is absent or empty."""

@@ -1,68 +1,51 @@
 """One optimiser step on a global batch: forward, gate, one gather, backward, update, ledger.
 
 Everything that depends on the whole batch (the loss's denominator, whether anything was kept, whether someone was asked
-to stop) comes out of one all-gather of a row per sample, so every rank decides alike.
+to stop) comes out of one all-gather of a row per sample, so every rank decides alike. The host reads these rows while
+the device works on the backward pass. How a step goes:
+
+  one pass     forward of all, gather, backward of what is kept
+  two passes   forward of all without gradients, gather, forward and backward of the kept alone
+  by the past  the ledger's verdict, forward of the kept and of some to look at again, gather, backward
+
+With micro-batches the first and the last go forward and backward piece by piece, gather, and divide the gradients.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from wv_loader import Batch
 from wv_shards import combine
-from wv_train.distributed import World
-from wv_train.gate import GateConfig, confidence, passes
+from wv_train.ema import WeightAverage
+from wv_train.errors import TrainError
+from wv_train.gate import BY_HISTORY, past_confidence
+from wv_train.gathered import Gathered, HostRows
+from wv_train.guard import ClassGuard
+from wv_train.judge import Slots, StepSetting, cross_entropy, decide, judged_rows, unjudged_rows
+from wv_train.learner import Learner
 from wv_train.ledger import Ledger
+from wv_train.lesson import Lesson
 from wv_train.losses import gated_loss
-from wv_train.models import normalization
+from wv_train.mixup import Mix
+from wv_train.totals import Totals
 
-GATHERED = ("ordinal", "label_conf", "top1_conf", "prediction", "held", "weight", "correct", "loss")
-"""Columns of a gathered row, float64 (exact for ordinals below 2^53). ordinal is −1 where the slot is invalid; held is
-the confidence that the gate's threshold is held against."""
+_SIZES = 8
+"""A pass over chosen samples has one of so many sizes: few shapes for compilers and cuDNN, and never so few pictures
+that batch norm's statistics are of nothing."""
+_REVISIT_SALT = 0x72657669  # "revi"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepSetting:
-    """What a phase asks of one step."""
+class Place:
+    """Where a run stands; all ranks must agree on it."""
 
-    class_weights: Tensor
-    """(K,) float32 on the device."""
-    gate: GateConfig | None
-    threshold: float
-    """The gate's, at this step."""
-    label_smoothing: float
-    denominator: str
-    """`all` or `kept`."""
-
-
-@dataclass(slots=True)
-class Totals:
-    """Sums and counts over samples of global batches; whoever shows them divides last."""
-
-    steps: int = 0
-    zero_steps: int = 0
-    samples: int = 0
-    correct: int = 0
-    kept: int = 0
-    weight: float = 0.0
-    loss: float = 0.0
-    """Σ weight · cross-entropy over all valid samples, kept or not: comparable with and without a gate."""
-
-    def add(self, other: "Totals") -> None:
-        """Add another's sums to these."""
-        for item in fields(self):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
-
-    @property
-    def mean_loss(self) -> float:
-        """Weighted mean cross-entropy; 0 where nothing was weighed."""
-        return self.loss / self.weight if self.weight > 0 else 0.0
+    phase: int = 0
+    step: int = 0
+    """Optimiser steps of the run before this one; seeds dropout."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,163 +62,322 @@ class StepResult:
 
 
 class TrainStep:
-    """Holds what all steps share: model, optimiser, scaler, ledger, world."""
+    """Holds what all steps share: model, optimiser, ledger, guard."""
 
     def __init__(
         self,
         *,
-        model: nn.Module,
+        learner: Learner,
         optimizer: torch.optim.Optimizer,
         ledger: Ledger,
-        world: World,
+        guard: ClassGuard,
         seed: int,
-        amp: str,
+        clip_norm: float = 0.0,
+        average: WeightAverage | None = None,
+        bands: NDArray[np.int64] | None = None,
+        right: NDArray[np.int8] | None = None,
     ) -> None:
-        self.optimizer, self.ledger, self.world = optimizer, ledger, world
-        self._seed = seed
-        self._mean, self._std = normalization(model)
-        self._amp_dtype = amp_dtype(amp, world.device)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self._amp_dtype is torch.float16)
-        device_ids = [world.device] if world.device.type == "cuda" else None
-        # Running statistics are only written in training, so rank 0's are broadcast before an evaluation instead.
-        self._forward: Callable[[Tensor], Tensor] = (
-            DistributedDataParallel(model, device_ids=device_ids, forward_sync_buffers=False)
-            if world.size > 1
-            else model
+        """Put a step together.
+
+        Args:
+            learner: the model on this rank.
+            optimizer: of its parameters.
+            ledger: is told of every sample.
+            guard: of the gate; is told too.
+            seed: of dropout, mixup and of what is looked at again.
+            clip_norm: largest norm of the gradient; 0: any.
+            average: follows the weights.
+            bands: (K,) number of each class's band, to count kept samples by.
+            right: (N,) of each sample's label: 1 right, 0 wrong, −1 unknown; to count the gate's precision.
+        """
+        self.learner, self.optimizer, self.ledger, self.guard = learner, optimizer, ledger, guard
+        self.average = average
+        self._world, self._seed, self._clip_norm = learner.world, seed, clip_norm
+        self._bands, self._right = bands, right
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.grad_norm_sum = torch.zeros((), device=self._world.device)
+        """Σ of the gradient's norm before clipping; whoever reads it sets it back."""
+
+    def __call__(self, batch: Batch, setting: StepSetting, place: Place, *, stop_signal: int = 0) -> StepResult:
+        """Train on this rank's part of a global batch.
+
+        Raises TrainError where ranks are not at the same place.
+        """
+        # A generator's state that follows from (seed, step, rank) needs no saving and moves to any machine.
+        self._seed_dropout(int(combine(self._seed, place.step, self._world.rank)) >> 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        task = self._task(batch.to(self._world.device), setting, place, stop_signal)
+        gate = setting.gate
+        if gate is not None and gate.kind == "label_past":
+            gathered, divisor = self._by_the_past(task)
+        elif gate is not None and self._picks_first(task):
+            gathered, divisor = self._two_passes(task), None
+        else:
+            # Without a gate all weights are known beforehand, as blending asks for.
+            gathered, divisor = self._learn(task, weights=task.slots.weights if gate is None else None)
+        host = gathered.on_host()
+        self._check_places(host)
+        finite, moves = host.finite, host.moves
+        if finite:
+            self._enter(host, gated=gate is not None)
+            if moves:
+                self._move(divisor)
+        return StepResult(
+            totals=self._count(host, setting, finite=finite, moves=moves),
+            stop_signal=int(host.headers[:, 0].max()),
+            finite=finite,
+            ordinals=host.column("ordinal").astype(np.int64),
         )
 
-    def __call__(self, batch: Batch, setting: StepSetting, *, step: int, stop_signal: int = 0) -> StepResult:
-        """Train on this rank's part of a global batch. `step`: number of the step in the run, seeds dropout."""
-        # A generator's state that follows from (seed, step, rank) needs no saving and moves to any machine.
-        self._seed_dropout(int(combine(self._seed, step, self.world.rank)) >> 1)
-        here = batch.to(self.world.device)
-        images = _filled(here.normalized(self._mean, self._std), here.valid)
-        with torch.autocast(self.world.device.type, self._amp_dtype, enabled=self._amp_dtype is not None):
-            logits = self._forward(images)
-        # Behind the forward pass, which works on a GPU while this waits for ordinals that lie there.
-        label_sum, seen = self.ledger.history(batch.ordinals.cpu())
-        losses, rows = judge(logits.float(), here, setting, label_sum, seen)
+    def _task(self, batch: Batch, setting: StepSetting, place: Place, stop_signal: int) -> "_Task":
+        device, facts = self._world.device, batch.on_host()
+        asks = setting.gate is not None and setting.gate.kind in BY_HISTORY
+        none = torch.zeros(len(facts.ordinals))
+        label_sum, seen = self.ledger.history(facts.ordinals) if asks else (none, none)
+        slots = Slots(
+            labels=batch.labels,
+            ordinals=batch.ordinals.where(batch.valid, -1),
+            weights=setting.class_weights[batch.labels].where(batch.valid, 0.0),
+            label_sum=label_sum.to(device, non_blocking=True),
+            seen=seen.to(device, non_blocking=True),
+        )
+        limits = self.guard.limits(setting.gate.min_kept_fraction) if setting.gate is not None else None
+        return _Task(
+            images=self.learner.images(batch),
+            slots=slots,
+            valid=facts.valid,
+            ordinals=facts.ordinals,
+            held=past_confidence(label_sum, seen).double(),
+            setting=setting,
+            place=place,
+            header=torch.tensor([[stop_signal, place.phase, place.step]], dtype=torch.float64),
+            limits=None if limits is None else torch.from_numpy(limits),
+            labels=facts.labels,
+        )
 
-        # (W, 1 + B/W, C): each rank's first row carries its signal.
-        header = rows.new_zeros((1, rows.shape[1]))
-        header[0, 0] = stop_signal
-        gathered = self.world.all_gather(torch.cat([header, rows])).cpu()
-        decision = decide(gathered[:, 1:].reshape(-1, len(GATHERED)).numpy(), setting)  # rows (B, C), in global order
-        result = self._account(decision, stop_signal=int(gathered[:, 0, 0].max()))
-        if not result.finite:
-            return result
-        mine = torch.from_numpy(decision.weights.reshape(self.world.size, -1)[self.world.rank]).to(losses)
-        loss = gated_loss(losses, mine, denominator=decision.denominator, world_size=self.world.size)
-        self._update(loss, moves=not result.totals.zero_steps)
-        return result
+    def _picks_first(self, task: "_Task") -> bool:
+        """Whether the decision shall, or must, be known before anything is learned."""
+        assert task.setting.gate is not None
+        in_pieces = len(self.learner.pieces(len(task.images))) > 1
+        blends = task.setting.mixup_alpha > 0
+        return task.setting.two_passes or blends or (in_pieces and task.setting.gate.unit == "share")
+
+    def _two_passes(self, task: "_Task") -> Gathered:
+        """Forward of all without gradients, gather, then forward and backward of the kept alone."""
+        logits = self.learner.look(task.images)
+        losses = cross_entropy(logits, task.slots.labels, task.setting)
+        gathered = self._gather(judged_rows(logits, losses, task.slots, task.setting), task)
+        host = gathered.on_host()
+        if not host.finite or not host.moves:  # every rank knows it
+            return gathered
+        mine = self._own(len(task.images))
+        keep = torch.from_numpy(host.keep[mine])
+        chosen = _padded(keep, torch.from_numpy(host.column("held")[mine]))
+        weights = gathered.decision.weights[mine][chosen.to(self._world.device)]
+        lesson = self._lesson(task, chosen, active=keep)
+        weighed = lesson.loss_weights(weights)
+        for piece, _, losses in lesson.forward(self.learner):
+            self._backward(losses, weighed[..., piece], gathered.decision.denominator)
+        return gathered
+
+    def _by_the_past(self, task: "_Task") -> tuple[Gathered, Tensor | None]:
+        """The ledger's verdict, then forward of the kept and of some to look at again, gather, backward."""
+        gate = task.setting.gate
+        assert gate is not None
+        rows = unjudged_rows(task.held, task.host_slots())
+        if gate.unit == "share" and self._world.size > 1:  # a share of the batch needs the batch
+            whole = self._world.all_gather(rows.to(self._world.device)).flatten(0, 1).cpu()
+            keep = decide(whole, task.setting, task.limits).keep[self._own(len(rows))]
+        else:
+            keep = decide(rows, task.setting, task.limits).keep
+        # By ordinal: the same samples whatever rank they are on.
+        draw = combine(self._seed, task.place.step, _REVISIT_SALT, task.ordinals.numpy())
+        again = task.valid & torch.from_numpy(draw < np.uint64(gate.revisit_fraction * 2**64))
+        weights = task.slots.weights * keep.to(self._world.device)
+        return self._learn(task, weights=weights, chosen=_padded(keep | again, task.held), active=keep)
+
+    def _learn(
+        self, task: "_Task", *, weights: Tensor | None, chosen: Tensor | None = None, active: Tensor | None = None
+    ) -> tuple[Gathered, Tensor | None]:
+        """Forward, gather, backward.
+
+        Args:
+            task: what is asked.
+            weights: (n,) of the loss, where they are known before the forward pass.
+            chosen: places (m,) of the slots that go through the model; None: all.
+            active: (n,) bool on the host, what may be blended; None: what is valid.
+
+        Returns:
+            The rows, and what the gradients are yet to be divided by: None where they are whole.
+        """
+        device, size = self._world.device, self._world.size
+        lesson = self._lesson(task, chosen, active=task.valid if active is None else active)
+        places = None if chosen is None else chosen.to(device)
+        known = None if weights is None else lesson.loss_weights(weights if places is None else weights[places])
+        in_pieces = len(self.learner.pieces(len(lesson.images))) > 1
+        nominal = torch.tensor(float(size * len(task.images)), dtype=torch.float64, device=device)
+        limits = task.limits_on(device)
+        parts = []
+        for piece, logits, losses in lesson.forward(self.learner):
+            means = lesson.mean_losses(losses)
+            parts.append(judged_rows(logits, means, lesson.slots.at(piece), task.setting))
+            if in_pieces:  # a threshold on confidence does not depend on the batch, only the denominator does
+                here = decide(parts[-1], task.setting, limits).weights if known is None else known[..., piece]
+                self._backward(losses, here, nominal)
+        rows = torch.cat(parts)
+        if places is not None:
+            rows = unjudged_rows(task.held.to(device), task.slots).index_copy(0, places, rows)
+        gathered = self._gather(rows, task)
+        decision = gathered.decision
+        if in_pieces:
+            return gathered, decision.denominator / nominal
+        if known is None:
+            known = lesson.loss_weights(decision.weights[self._own(len(task.images))])
+        self._backward(losses, known, decision.denominator)
+        return gathered, None
+
+    def _lesson(self, task: "_Task", chosen: Tensor | None, *, active: Tensor) -> Lesson:
+        """The `chosen` slots, blended among the `active` of each stream if the phase asks for it."""
+        setting, device = task.setting, self._world.device
+        images, slots, places = task.images, task.slots, torch.arange(len(task.images))
+        if chosen is not None:
+            where = chosen.to(device)
+            images = images[where].contiguous(memory_format=torch.channels_last)
+            slots, places = slots.at(where), chosen
+        if not setting.mixup_alpha:
+            return Lesson(images=images, slots=slots, setting=setting)
+        mix = Mix.draw(setting.mixup_alpha, seed=self._seed, step=task.place.step)
+        partners = mix.partners(places // (len(task.images) // setting.streams), active[places]).to(device)
+        return Lesson(images=images, slots=slots, setting=setting, mix=mix, partners=partners)
+
+    def _gather(self, rows: Tensor, task: "_Task") -> Gathered:
+        """This rank's rows (n, C) → those of the global batch, with the decision on them: the step's one collective."""
+        header = torch.zeros((1, rows.shape[1]), dtype=torch.float64)
+        header[:, : task.header.shape[1]] = task.header
+        joined = self._world.all_gather(torch.cat([header.to(rows.device, non_blocking=True), rows]))  # (W, 1 + n, C)
+        whole = joined[:, 1:].flatten(0, 1)  # (B, C)
+        decision = decide(whole, task.setting, task.limits_on(rows.device))
+        return Gathered(whole, joined[:, 0, : task.header.shape[1]], decision)
+
+    def _own(self, slots: int) -> slice:
+        """This rank's part of a global batch."""
+        return slice(self._world.rank * slots, (self._world.rank + 1) * slots)
+
+    def _backward(self, losses: Tensor, weights: Tensor, denominator: Tensor) -> None:
+        self.learner.backward(gated_loss(losses, weights, denominator=denominator, world_size=self._world.size))
+
+    def _move(self, divisor: Tensor | None) -> None:
+        """The optimiser's step."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if divisor is not None:
+            torch._foreach_mul_(gradients, divisor.reciprocal().float())
+        if self._clip_norm > 0:
+            self.learner.scaler.unscale_(self.optimizer)
+            self.grad_norm_sum += torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        self.learner.scaler.step(self.optimizer)
+        self.learner.scaler.update()
+        if self.average is not None:
+            self.average.update(self.learner.model)
+
+    def _enter(self, host: HostRows, *, gated: bool) -> None:
+        """Tell the ledger, and the guard of a gate."""
+        ordinals, judged = host.column("ordinal").astype(np.int64), host.column("judged") > 0
+        self.ledger.update(
+            np.where(judged, ordinals, -1),
+            label_conf=host.column("label_conf"),
+            top1_conf=host.column("top1_conf"),
+            prediction=host.column("prediction").astype(np.int64),
+            kept=host.keep,
+        )
+        valid = ordinals >= 0
+        if not judged.all():
+            self.ledger.skip(ordinals[valid & ~judged])
+        if gated:
+            self.guard.update(
+                host.column("label")[valid].astype(np.int64), host.column("held")[valid], host.keep[valid]
+            )
+
+    def _count(self, host: HostRows, setting: StepSetting, *, finite: bool, moves: bool) -> Totals:
+        ordinals, labels = host.column("ordinal").astype(np.int64), host.column("label").astype(np.int64)
+        valid = ordinals >= 0
+        judged = valid & (host.column("judged") > 0)
+        totals = Totals(
+            steps=1,
+            zero_steps=int(finite and not moves),
+            nonfinite_steps=int(not finite),
+            guarded_steps=int(host.guarded.any()),
+            two_pass_steps=int(setting.two_passes),
+            samples=int(valid.sum()),
+            judged=int(judged.sum()),
+            correct=int((host.column("prediction")[judged] == labels[judged]).sum()),
+            kept=int(host.keep.sum()),
+        )
+        if finite:
+            weight = host.column("weight")[judged]
+            totals.weight = float(weight.sum())
+            totals.loss = float((weight * np.where(weight > 0, host.column("loss")[judged], 0.0)).sum())
+        if self._right is not None:
+            right = np.where(valid, self._right[ordinals], -1)
+            totals.shown_known, totals.shown_right = int((right >= 0).sum()), int((right == 1).sum())
+            kept = right[host.keep]
+            totals.kept_known, totals.kept_right = int((kept >= 0).sum()), int((kept == 1).sum())
+        if self._bands is not None and setting.gate is not None:
+            count = int(self._bands.max()) + 1
+            totals.band_samples = np.bincount(self._bands[labels[valid]], minlength=count)
+            totals.band_kept = np.bincount(self._bands[labels[host.keep]], minlength=count)
+        return totals
+
+    def _check_places(self, host: HostRows) -> None:
+        places = {(int(phase), int(step)) for _, phase, step in host.headers}
+        if len(places) > 1:
+            found = ", ".join(f"phase {phase} step {step}" for phase, step in sorted(places))
+            raise TrainError(f"ranks are at different places: {found}; resume from the last checkpoint on all of them")
 
     def _seed_dropout(self, seed: int) -> None:
         # Not torch.manual_seed, which formats a stack trace at each call where CUDA is not in use.
         torch.default_generator.manual_seed(seed)
-        if self.world.device.type == "cuda":
+        if self._world.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-
-    def _update(self, loss: Tensor, *, moves: bool) -> None:
-        """Backward on every rank; the weights move unless the whole batch was gated or invalid (a zero step)."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if moves:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-
-    def _account(self, decision: "Decision", *, stop_signal: int) -> StepResult:
-        """Enter a batch in the ledger, unless its loss is broken."""
-        ordinal, label_conf, top1_conf, prediction, _, weight, correct, loss = decision.rows.T
-        ordinals, weighed = ordinal.astype(np.int64), weight > 0
-        finite = bool(np.isfinite(loss[weighed]).all())
-        if finite:
-            self.ledger.update(
-                ordinals,
-                label_conf=label_conf,
-                top1_conf=top1_conf,
-                prediction=prediction.astype(np.int64),
-                kept=decision.keep,
-            )
-        totals = Totals(
-            steps=1,
-            zero_steps=int(decision.denominator == 0),
-            samples=int((ordinals >= 0).sum()),
-            correct=int(correct.sum()),
-            kept=int(decision.keep.sum()),
-            weight=float(weight.sum()),
-            loss=float((weight[weighed] * loss[weighed]).sum()),
-        )
-        return StepResult(totals=totals, stop_signal=stop_signal, finite=finite, ordinals=ordinals)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """What a global batch teaches: the same on every rank."""
+class _Task:
+    """A rank's part of a global batch, and what is asked of it."""
 
-    rows: NDArray[np.float64]
-    """(B, C) as gathered."""
-    keep: NDArray[np.bool_]
-    """(B,)"""
-    weights: NDArray[np.float64]
-    """(B,) class weight of what is kept, else 0."""
-    denominator: float
-    """What the loss is divided by; 0 where nothing is kept: a zero step."""
+    images: Tensor
+    """(n, 3, S, S) on the device."""
+    slots: Slots
+    """On the device."""
+    valid: Tensor
+    """(n,) on the host, as the next three."""
+    ordinals: Tensor
+    labels: Tensor
+    held: Tensor
+    """(n,) float64 confidence by the past."""
+    setting: StepSetting
+    place: Place
+    header: Tensor
+    """(1, H) what this rank tells all others."""
+    limits: Tensor | None
+    """(K,) of the guard, on the host."""
+
+    def limits_on(self, device: torch.device) -> Tensor | None:
+        """The guard's limits on a device."""
+        return None if self.limits is None else self.limits.to(device, non_blocking=True)
+
+    def host_slots(self) -> Slots:
+        """What a decision on the host needs; its weights are not the classes', and no denominator comes from it."""
+        none = torch.zeros(len(self.ordinals))
+        ordinals = self.ordinals.where(self.valid, -1)
+        return Slots(labels=self.labels, ordinals=ordinals, weights=none, label_sum=none, seen=none)
 
 
-def _filled(images: Tensor, valid: Tensor) -> Tensor:
-    """(B/W, 3, S, S) with the valid pictures, in turn, in the slots of the invalid.
+def _padded(keep: Tensor, held: Tensor) -> Tensor:
+    """Places of the kept, rising; to the next of the few sizes filled up with the most confident of the others.
 
-    These weigh nothing in the loss, but batch norm would see them: an epoch's last batch may be two pictures and
-    padding, whose statistics blow up the gradient. On a rank that has no valid picture nothing can be done.
+    keep: (n,) bool, held: (n,) float64, on the host.
     """
-    found = valid.nonzero().squeeze(1)
-    if not 0 < len(found) < len(valid):
-        return images
-    source = torch.arange(len(valid), device=valid.device)
-    source[~valid] = found[torch.arange(len(valid) - len(found), device=valid.device) % len(found)]
-    return images[source].contiguous(memory_format=torch.channels_last)
-
-
-def judge(logits: Tensor, batch: Batch, setting: StepSetting, label_sum: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """From logits (B/W, K): losses (B/W,) with gradient, and the rows to gather, (B/W, C) float64.
-
-    label_sum, seen: (B/W,) the samples' history, see `Ledger.history`.
-    """
-    labels = batch.labels
-    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=setting.label_smoothing)
-    probabilities = logits.detach().softmax(dim=1)  # (B/W, K)
-    top1_conf, prediction = probabilities.max(dim=1)
-    label_conf = probabilities.gather(1, labels[:, None]).squeeze(1)
-    held = confidence(
-        setting.gate.kind if setting.gate else "label",
-        top1=top1_conf,
-        label=label_conf,
-        label_sum=label_sum.to(logits.device),
-        seen=seen.to(logits.device),
-    )
-    weights = torch.where(batch.valid, setting.class_weights[labels], 0.0)
-    correct = batch.valid & (prediction == labels)
-    ordinals = torch.where(batch.valid, batch.ordinals, -1)
-    columns = (ordinals, label_conf, top1_conf, prediction, held, weights, correct, losses.detach())
-    return losses, torch.stack([column.double() for column in columns], dim=1)
-
-
-def decide(rows: NDArray[np.float64], setting: StepSetting) -> Decision:
-    """Hold the gate against a whole global batch, (B, C) rows in its order."""
-    column = dict(zip(GATHERED, rows.T, strict=True))
-    keep = column["ordinal"] >= 0
-    if setting.gate is not None:
-        keep = passes(column["held"], keep, unit=setting.gate.unit, threshold=setting.threshold)
-    weights = np.where(keep, column["weight"], 0.0)
-    kept_weight = float(weights.sum())
-    whole = kept_weight if setting.denominator == "kept" else float(column["weight"].sum())
-    return Decision(rows=rows, keep=keep, weights=weights, denominator=whole if kept_weight > 0 else 0.0)
-
-
-def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast on a GPU, None for none (always on a CPU)."""
-    if device.type != "cuda" or amp == "off":
-        return None
-    if amp == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if amp == "bf16" else torch.float16
+    size = -(-len(keep) // _SIZES)
+    count = min(len(keep), max(size, -(-int(keep.sum()) // size) * size))
+    first = torch.where(keep, torch.inf, held.nan_to_num(0.0)).argsort(descending=True, stable=True)[:count]
+    return first.sort().values

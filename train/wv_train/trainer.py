@@ -4,10 +4,12 @@ It counts, saves, validates and stops; the numbers of a step are made in `step`,
 Everything that decides a weight is a function of the position, so a resumed run is the run.
 """
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +19,27 @@ from torch import nn
 from wv_loader import Batch, Loader, LoaderStats
 from wv_train.checkpoint import Checkpoint, Position
 from wv_train.distributed import World
-from wv_train.errors import NonFiniteLossError
+from wv_train.ema import WeightAverage
+from wv_train.errors import NonFiniteBatch, NonFiniteLossError
 from wv_train.evaluate import evaluate
-from wv_train.gate import GateSchedule
+from wv_train.guard import ClassGuard
+from wv_train.judge import StepSetting
+from wv_train.learner import Learner
 from wv_train.ledger import Ledger
-from wv_train.losses import class_weights
+from wv_train.losses import class_weights, logit_prior
 from wv_train.optim import learning_rate, make_optimizer, set_learning_rate
+from wv_train.passes import PassChoice
 from wv_train.plateau import PlateauDetector
 from wv_train.progress import RunLog
 from wv_train.recipe import Phase, Recipe
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped, StopSignals
-from wv_train.step import StepResult, StepSetting, Totals, TrainStep
+from wv_train.step import Place, StepResult, TrainStep
 from wv_train.table import to_table
+from wv_train.totals import Totals, train_row
 
-_SMALLEST_KEPT_FRACTION = 0.1
-"""Under this the gate is more likely to collapse (it learns from little, so it believes little) than to choose."""
+_FEW = 0.1
+"""A gate that keeps less is more likely to collapse (it learns from little, so it believes little) than to choose."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +51,12 @@ class PhasePlan:
     """Optimiser steps, at most where it ends at a plateau."""
     exposure: NDArray[np.float64]
     """(K,) expected shows of each class in an epoch."""
+    streams: int
+    """Of this rank."""
+    weights: NDArray[np.float32]
+    """(K,) of the classes in the loss."""
+    prior: NDArray[np.float32] | None
+    """(K,) added to the logits in the loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +68,32 @@ class TrainingData:
     samples: int
     classes: list[str]
     manifest_digest: str
+    bands: list[int | None]
+    """Of each class."""
+    right: NDArray[np.int8] | None = None
+    """(N,) of each sample's label: 1 right, 0 wrong, −1 unknown; None: nothing is known."""
 
 
-def plan_phase(phase: Phase, loader: Loader) -> PhasePlan:
-    """Length and exposures of a phase, from its freshly opened loader."""
-    steps = phase.steps or phase.max_steps or (phase.epochs or 0) * len(loader)
-    return PhasePlan(phase=phase, steps=steps, exposure=loader.expected_exposure())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """How a rank works through a step; nothing here changes what is learned but by the order of sums."""
+
+    micro_batch: int | None = None
+    """Samples that go through the model at once; None: this rank's whole part of the batch."""
+    compile_model: bool = False
+
+
+def plan_phase(phase: Phase, loader: Loader, given: NDArray[np.float64] | None = None) -> PhasePlan:
+    """Length, exposures and class weights of a phase, from its fresh loader; `given`: (K,) weights of a file."""
+    exposure = loader.expected_exposure()
+    return PhasePlan(
+        phase=phase,
+        steps=phase.steps or phase.max_steps or (phase.epochs or 0) * len(loader),
+        exposure=exposure,
+        streams=loader.options.resolved_streams // loader.world_size,
+        weights=class_weights(phase.class_weights, exposure, given),
+        prior=logit_prior(phase.logit_prior, exposure, phase.logit_prior_strength),
+    )
 
 
 class Trainer:
@@ -76,18 +109,34 @@ class Trainer:
         world: World,
         run: RunDirectory,
         log: RunLog | None,
+        pace: Pace,
     ) -> None:
         self.recipe, self.plans, self.model, self.data, self.world = recipe, plans, model, data, world
         self.position = Position()
         self.ledger = Ledger(data.samples)
         self._run, self._log = run, log
         self._optimizer = make_optimizer(model, recipe.optimizer)
+        self._average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+        self._guard, self._passes = ClassGuard(len(data.classes)), PassChoice()
+        self._learner = Learner(
+            model, world=world, amp=recipe.amp, micro_batch=pace.micro_batch, compile_model=pace.compile_model
+        )
+        self._bands = sorted(set(data.bands), key=lambda band: (band is not None, band))
         self._step = TrainStep(
-            model=model, optimizer=self._optimizer, ledger=self.ledger, world=world, seed=recipe.seed, amp=recipe.amp
+            learner=self._learner,
+            optimizer=self._optimizer,
+            ledger=self.ledger,
+            guard=self._guard,
+            seed=recipe.seed,
+            clip_norm=recipe.clip_norm,
+            average=self._average,
+            bands=np.array([self._bands.index(band) for band in data.bands]),
+            right=data.right,
         )
         self._plateau = PlateauDetector(recipe.phases[0].plateau)
         self._totals = Totals()
         self._best_top1: float | None = None
+        self._nonfinite: list[NonFiniteBatch] = []
         self._loader_state: dict[str, object] | None = None
         self._signals = StopSignals()
         self._last_save = time.monotonic()
@@ -95,7 +144,6 @@ class Trainer:
 
     def train(self) -> None:
         """Raises Stopped after a signal, NonFiniteLossError, CheckpointError (nowhere to save)."""
-        self.model.train()
         with self._signals:
             while self.position.phase < len(self.plans):
                 self._train_phase(self.plans[self.position.phase])
@@ -106,10 +154,11 @@ class Trainer:
         self.model.load_state_dict(checkpoint.model)
         self._optimizer.load_state_dict(checkpoint.optimizer)
         if checkpoint.scaler:
-            self._step.scaler.load_state_dict(checkpoint.scaler)
+            self._learner.scaler.load_state_dict(checkpoint.scaler)
         self.ledger.load_state(checkpoint.ledger)
         self._loader_state = checkpoint.loader
-        self._totals = Totals(**checkpoint.totals)
+        self._totals = Totals.from_state(checkpoint.totals)
+        self._restore_own(checkpoint)
         if self.position.phase < len(self.plans):
             self._plateau = PlateauDetector(self.plans[self.position.phase].phase.plateau)
             self._plateau.load_state_dict(checkpoint.plateau)
@@ -117,9 +166,39 @@ class Trainer:
         if self.world.is_main:
             self.ledger.save(self._run.ledger, self.data.manifest_digest, step=self.position.step)
 
+    def _restore_own(self, checkpoint: Checkpoint) -> None:
+        """What `_own_state` gave, and the averaged weights."""
+        own = checkpoint.trainer
+        self._guard.load_state(own["guard"])
+        self._passes.load_state(own["passes"])
+        self._nonfinite = [NonFiniteBatch(step=step, ordinals=ordinals) for step, ordinals in own["nonfinite"]]
+        self._step.grad_norm_sum.fill_(own["grad_norm_sum"])
+        if self._average is not None and checkpoint.ema is not None:
+            self._average.load_state(checkpoint.ema, own["ema_updates"])
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "guard": self._guard.state(),
+            "passes": self._passes.state(),
+            "nonfinite": [(batch.step, batch.ordinals) for batch in self._nonfinite],
+            "grad_norm_sum": float(self._step.grad_norm_sum),
+            "ema_updates": self._average.updates if self._average else 0,
+        }
+
     def _train_phase(self, plan: PhasePlan) -> None:
-        gate = plan.phase.gate.schedule(plan.steps) if plan.phase.gate else None
-        weights = torch.from_numpy(class_weights(plan.phase.class_weights, plan.exposure)).to(self.world.device)
+        self._learner.begin_phase(frozen=plan.phase.backbone_factor == 0)
+        weights = torch.from_numpy(plan.weights).to(self.world.device)
+        prior = None if plan.prior is None else torch.from_numpy(plan.prior).to(self.world.device)
+        setting = StepSetting(
+            class_weights=weights,
+            gate=plan.phase.gate,
+            threshold=0.0,
+            label_smoothing=plan.phase.label_smoothing,
+            denominator=plan.phase.denominator,
+            prior=prior,
+            mixup_alpha=plan.phase.mixup_alpha,
+            streams=plan.streams,
+        )
         with closing(self.data.open_phase(self.position.phase)) as loader:
             if self._loader_state is None:
                 self._event("start")
@@ -129,33 +208,35 @@ class Trainer:
             while not self._phase_done(plan):
                 loader.set_epoch(self.position.epoch)
                 epoch, before = self.position.epoch, loader.stats.snapshot()
-                self._train_epoch(plan, loader, gate, weights)
+                self._train_epoch(plan, loader, setting)
                 self._log_loading(plan.phase, epoch, loader.stats.since(before))
             self._log_totals(plan, loader)
         self._validate(plan.phase)
-        self._event("end")
+        settled = plan.phase.until == "plateau" and self._plateau.reached
+        self._event("end", reason="plateau" if settled else "steps")
         self.position.phase += 1
         self.position.phase_step = self.position.epoch = self.position.epoch_step = 0
         self._loader_state = None
+        self._passes = PassChoice()
         if self.position.phase < len(self.plans):
             self._plateau = PlateauDetector(self.plans[self.position.phase].phase.plateau)
         self._save()
 
-    def _train_epoch(self, plan: PhasePlan, loader: Loader, gate: GateSchedule | None, weights: torch.Tensor) -> None:
+    def _train_epoch(self, plan: PhasePlan, loader: Loader, setting: StepSetting) -> None:
         """The rest of an epoch, or of the phase if that is shorter."""
         position = self.position
         self._mark = time.perf_counter()
         for batch in loader:
             # Before the step, so that a run resumed here still validates.
             self._validate_if_due(plan.phase)
-            result = self._train_batch(plan, batch, gate, weights)
-            self._plateau.update(result.totals.mean_loss)
+            result = self._train_batch(plan, batch, setting)
             self._totals.add(result.totals)
             position.phase_step += 1
             position.epoch_step += 1
             position.step += 1
             position.samples += result.totals.samples
             self._busy_s += time.perf_counter() - self._mark
+            self._judge_loss(plan.phase, result)
             if position.step % self.recipe.log_every_steps == 0:
                 self._log_totals(plan, loader)
             if self._log:
@@ -170,26 +251,37 @@ class Trainer:
             self._mark = time.perf_counter()
         position.epoch, position.epoch_step = position.epoch + 1, 0
 
-    def _train_batch(
-        self, plan: PhasePlan, batch: Batch, gate: GateSchedule | None, weights: torch.Tensor
-    ) -> StepResult:
+    def _train_batch(self, plan: PhasePlan, batch: Batch, setting: StepSetting) -> StepResult:
         phase, step = plan.phase, self.position.phase_step
         set_learning_rate(self._optimizer, phase, learning_rate(phase, step, plan.steps))
-        setting = StepSetting(
-            class_weights=weights,
-            gate=phase.gate,
-            threshold=gate.threshold(step) if gate else 0.0,
-            label_smoothing=phase.label_smoothing,
-            denominator=phase.denominator,
+        now = replace(
+            setting,
+            threshold=phase.gate.over(plan.steps).threshold(step) if phase.gate else 0.0,
+            two_passes=self._passes.two(phase.gate),
         )
-        result = self._step(batch, setting, step=self.position.step, stop_signal=self._signals.received)
-        if not result.finite:
-            raise NonFiniteLossError(
-                f"step {self.position.step}, phase {phase.name}: the loss is NaN or infinite; "
-                f"lower phases.{phase.name}.lr or lengthen its warmup_steps",
-                ordinals=[int(ordinal) for ordinal in result.ordinals if ordinal >= 0],
-            )
+        place = Place(phase=self.position.phase, step=self.position.step)
+        result = self._step(batch, now, place, stop_signal=self._signals.received)
+        self._passes.update(result.totals)
         return result
+
+    def _judge_loss(self, phase: Phase, result: StepResult) -> None:
+        """Note a loss that is no number. Raises NonFiniteLossError after too many in a row."""
+        if result.finite:
+            self._nonfinite.clear()
+            self._plateau.update(result.totals.mean_loss)
+            return
+        step = self.position.step - 1
+        self._nonfinite.append(NonFiniteBatch(step=step, ordinals=[int(o) for o in result.ordinals if o >= 0]))
+        found = len(self._nonfinite)
+        if found < self.recipe.max_nonfinite_steps:
+            self._warn(phase, f"the loss of step {step:,} is NaN or infinite; nothing was learned from it")
+            return
+        times = f" {found} times in a row" if found > 1 else ""
+        raise NonFiniteLossError(
+            f"step {step:,}, phase {phase.name}: the loss is NaN or infinite{times}; "
+            f"lower phases.{phase.name}.lr or lengthen its warmup_steps",
+            batches=self._nonfinite,
+        )
 
     def _phase_done(self, plan: PhasePlan) -> bool:
         if plan.phase.until == "plateau" and self._plateau.reached:
@@ -197,6 +289,8 @@ class Trainer:
         return self.position.phase_step >= plan.steps
 
     def _save_due(self) -> bool:
+        if self._nonfinite:  # the weights may be on their way out
+            return False
         every = self.recipe.checkpoint_every_steps
         if every and self.position.step % every == 0:
             return True
@@ -217,10 +311,12 @@ class Trainer:
             position=asdict(self.position),
             model=self.model.state_dict(),
             optimizer=self._optimizer.state_dict(),
-            scaler=self._step.scaler.state_dict(),
+            scaler=self._learner.scaler.state_dict(),
+            ema=self._average.state() if self._average else None,
+            trainer=self._own_state(),
             loader=self._loader_state,
             ledger=self.ledger.state(),
-            totals=asdict(self._totals),
+            totals=self._totals.state(),
             plateau=self._plateau.state_dict(),
             metrics_bytes=self._log.sync() if self._log else 0,
             best_top1=self._best_top1,
@@ -243,9 +339,14 @@ class Trainer:
             return
         with closing(self.data.open_validation()) as loader:
             overall = evaluate(self.model, loader, self.world).overall()
+            if self._average is not None:
+                averaged = evaluate(self._average.model, loader, self.world).overall()
+                overall |= {f"ema_{name}": value for name, value in averaged.items() if name != "samples"}
+        self._learner.begin_phase(frozen=phase.backbone_factor == 0)  # evaluation has changed the mode of its layers
         self._write({"kind": "val", **self._where(phase), **overall})
-        if self._best_top1 is None or overall["top1"] > self._best_top1:
-            self._best_top1 = overall["top1"]
+        score = overall.get("ema_top1", overall["top1"])
+        if self._best_top1 is None or score > self._best_top1:
+            self._best_top1 = score
             if self.world.is_main:  # for evaluation: the loader's position in it may be older
                 self._checkpoint().save(self._run.best)
 
@@ -256,29 +357,32 @@ class Trainer:
             return
         step = self.position.phase_step - 1
         rate = learning_rate(phase, step, plan.steps)
-        waited = loader.stats.wait_seconds_total
-        self._write(
-            {
-                "kind": "train",
-                **self._where(phase),
-                "loss": totals.mean_loss,
-                "top1": totals.correct / max(1, totals.samples),
-                "kept_fraction": totals.kept / max(1, totals.samples),
-                "zero_steps": totals.zero_steps,
-                "threshold": phase.gate.schedule(plan.steps).threshold(step) if phase.gate else 0.0,
-                "lr_backbone": rate * phase.backbone_factor,
-                "lr_head": rate * phase.head_factor,
-                "images_per_s": totals.samples / self._busy_s if self._busy_s > 0 else 0.0,
-                "wait_s": waited - self._waited,
-                "samples": self.position.samples,
-            }
-        )
-        if phase.gate and totals.kept < _SMALLEST_KEPT_FRACTION * totals.samples and self._log:
-            self._log.screen.say(
-                f"warning: step {self.position.step:,}: the gate keeps {totals.kept:,} of {totals.samples:,} samples; "
-                f'lower phases.{phase.name}.gate.start, or gate a share of each batch (gate.unit = "share")'
+        waited = loader.stats.wait_seconds_total - self._waited
+        moved = totals.steps - totals.zero_steps - totals.nonfinite_steps
+        norm_sum = float(self._step.grad_norm_sum)
+        row: dict[str, object] = {
+            "kind": "train",
+            **self._where(phase),
+            **train_row(totals, self._bands),
+            "threshold": phase.gate.over(plan.steps).threshold(step) if phase.gate else 0.0,
+            "lr_backbone": rate * phase.backbone_factor,
+            "lr_head": rate * phase.head_factor,
+            "images_per_s": totals.samples / self._busy_s if self._busy_s > 0 else 0.0,
+            "images_per_s_without_wait": totals.samples / (self._busy_s - waited) if self._busy_s > waited else 0.0,
+            "wait_s": waited,
+            "samples": self.position.samples,
+        }
+        if self.recipe.clip_norm and moved and math.isfinite(norm_sum):
+            row["grad_norm"] = norm_sum / moved
+        self._write(row)
+        if phase.gate and totals.kept < max(_FEW, phase.gate.min_kept_fraction) * totals.samples:
+            self._warn(
+                phase,
+                f"the gate keeps {totals.kept:,} of {totals.samples:,} samples; lower phases.{phase.name}.gate.start, "
+                'or gate a share of each batch (gate.unit = "share")',
             )
-        self._totals, self._busy_s, self._waited = Totals(), 0.0, waited
+        self._step.grad_norm_sum.zero_()
+        self._totals, self._busy_s, self._waited = Totals(), 0.0, waited + self._waited
 
     def _log_loading(self, phase: Phase, epoch: int, here: LoaderStats) -> None:
         """Say which stage was slow in the rest of an epoch that was just trained, over all ranks."""
@@ -296,9 +400,14 @@ class Trainer:
                 line += f"; rank {worst} waited most: {ranks[worst].wait_fraction:.1%}, {ranks[worst].verdict}"
             self._log.screen.say(line)
 
-    def _event(self, event: str) -> None:
+    def _event(self, event: str, **more: str) -> None:
         phase = self.plans[self.position.phase].phase
-        self._write({"kind": "phase", "step": self.position.step, "phase": phase.name, "event": event})
+        self._write({"kind": "phase", "step": self.position.step, "phase": phase.name, "event": event, **more})
+
+    def _warn(self, phase: Phase, text: str) -> None:
+        self._write({"kind": "warning", "step": self.position.step, "phase": phase.name, "text": text})
+        if self._log:
+            self._log.screen.say(f"warning: step {self.position.step:,}: {text}")
 
     def _where(self, phase: Phase) -> dict[str, object]:
         return {"step": self.position.step, "phase": phase.name, "epoch": self.position.epoch}

@@ -1,0 +1,129 @@
+"""From logits to what a global batch teaches: a row per sample, and the gate's decision over all rows.
+
+Works on the device without waiting for it, and the same way on every rank: all of them hold all rows.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wv_train.gate import GateConfig, confidence, passes
+
+COLUMNS = ("ordinal", "label", "label_conf", "top1_conf", "prediction", "held", "weight", "loss", "judged")
+"""Of a sample's row, float64 (exact for ordinals below 2^53). ordinal is −1 where the slot is invalid; held is the
+confidence that the gate's threshold is held against; weight the class's, 0 where invalid; loss the cross-entropy;
+judged is 0 where no forward pass has seen the sample (nor then are confidences, prediction and loss anything)."""
+
+_AT = {name: index for index, name in enumerate(COLUMNS)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSetting:
+    """What a phase asks of one step."""
+
+    class_weights: Tensor
+    """(K,) float32 on the device."""
+    gate: GateConfig | None
+    threshold: float
+    """The gate's, at this step."""
+    label_smoothing: float
+    denominator: Literal["all", "kept"]
+    prior: Tensor | None = None
+    """(K,) float32 on the device, added to the logits in the loss."""
+    mixup_alpha: float = 0.0
+    streams: int = 1
+    """Of this rank: its slots are so many equal stretches, within which mixup finds partners."""
+    two_passes: bool = False
+    """Whether the gate picks in a pass of its own, see `GateConfig.passes`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slots:
+    """A rank's part of a global batch but for its images, (n,) each, on the device."""
+
+    labels: Tensor
+    ordinals: Tensor
+    """int64, −1 where invalid."""
+    weights: Tensor
+    """float32, the class's, 0 where invalid."""
+    label_sum: Tensor
+    seen: Tensor
+    """float32, the samples' history: see `Ledger.history`; zeros where the gate does not ask for it."""
+
+    def at(self, places: slice | Tensor) -> Self:
+        """Of some of the slots."""
+        return type(self)(**{item.name: getattr(self, item.name)[places] for item in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What samples teach: of a global batch the same on every rank."""
+
+    keep: Tensor
+    """(B,) bool."""
+    guarded: Tensor
+    """(B,) bool: kept by the guard alone."""
+    weights: Tensor
+    """(B,) float64 class weight of what is kept, else 0."""
+    denominator: Tensor
+    """() float64: what the loss is divided by; 0 where nothing is kept: a zero step."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, setting: StepSetting) -> Tensor:
+    """(n,) with gradient, after the phase's prior and label smoothing."""
+    adjusted = logits if setting.prior is None else logits + setting.prior
+    return F.cross_entropy(adjusted, labels, reduction="none", label_smoothing=setting.label_smoothing)
+
+
+def judged_rows(logits: Tensor, losses: Tensor, slots: Slots, setting: StepSetting) -> Tensor:
+    """Rows (n, C) of samples that went through the model: logits (n, K) float32, losses (n,); without gradient."""
+    probabilities = logits.detach().softmax(dim=1)
+    top1_conf, prediction = probabilities.max(dim=1)
+    label_conf = probabilities.gather(1, slots.labels[:, None]).squeeze(1)
+    held = confidence(
+        setting.gate.kind if setting.gate else "label",
+        top1=top1_conf,
+        label=label_conf,
+        label_sum=slots.label_sum,
+        seen=slots.seen,
+    )
+    ones = torch.ones_like(label_conf)
+    columns = (slots.ordinals, slots.labels, label_conf, top1_conf, prediction, held)
+    return _stack(*columns, slots.weights, losses.detach(), ones)
+
+
+def unjudged_rows(held: Tensor, slots: Slots) -> Tensor:
+    """Rows (n, C) of samples that no model has seen; held (n,) is from their history."""
+    none = torch.zeros_like(held)
+    return _stack(slots.ordinals, slots.labels, none, none, none, held, slots.weights, none, none)
+
+
+def column(rows: Tensor, name: str) -> Tensor:
+    """One of COLUMNS of rows (…, C)."""
+    return rows[..., _AT[name]]
+
+
+def decide(rows: Tensor, setting: StepSetting, limits: Tensor | None) -> Decision:
+    """Hold the gate against rows (B, C) of a whole global batch, in its order.
+
+    With `unit = "confidence"` a part of the batch is decided as it would be in the whole, but for the denominator.
+    limits: (K,) float64 of the guard, see `ClassGuard.limits`.
+    """
+    valid, held, weight = column(rows, "ordinal") >= 0, column(rows, "held"), column(rows, "weight")
+    keep, guarded = valid, torch.zeros_like(valid)
+    if setting.gate is not None:
+        keep = passes(held, valid, unit=setting.gate.unit, threshold=setting.threshold)
+        if limits is not None:
+            guarded = valid & ~keep & (held >= limits[column(rows, "label").long()])
+            keep = keep | guarded
+    weights = weight.where(keep, 0.0)
+    kept_weight = weights.sum()
+    whole = kept_weight if setting.denominator == "kept" else weight.sum()
+    return Decision(keep=keep, guarded=guarded, weights=weights, denominator=whole.where(kept_weight > 0, 0.0))
+
+
+def _stack(*columns: Tensor) -> Tensor:
+    return torch.stack([item.double() for item in columns], dim=1)
