@@ -1,18 +1,12 @@
 """What is on disk of a run is whole, belongs together, and costs the training loop a copy."""
 
-import os
-import threading
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from wv_shards import Overlay
 from wv_train.checkpoint import Checkpoint
-from wv_train.errors import CheckpointError
 from wv_train.keeper import CheckpointKeeper
 from wv_train.ledger import Ledger
 from wv_train.run_directory import RunDirectory
