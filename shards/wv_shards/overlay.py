@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from wv_shards.atomic import fsync_directory, temporary_path, write_atomic
+from wv_shards.atomic import atomic_file, fsync_directory, temporary_path
 from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, OverlayMismatchError
 from wv_shards.manifest import DuplicatesInfo, Manifest
 
@@ -45,15 +45,20 @@ class Overlay:
 
     def save(self, base: Path) -> None:
         """Write `base`.npy, then `base`.json; killed at any moment, a reader finds the old overlay or the new one."""
-        buffer = io.BytesIO()
-        np.save(buffer, self.array, allow_pickle=False)
-        data = buffer.getvalue()
+        array = np.ascontiguousarray(self.array)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+        # The file as `np.save` writes it, without a second array's worth of memory, and without holding Python up.
+        parts: list[bytes | memoryview] = [header.getvalue(), array.reshape(-1).view(np.uint8).data]
+        digest = xxhash.xxh3_128()
+        for part in parts:
+            digest.update(part)
         document = {
             "overlay_version": OVERLAY_VERSION,
             "kind": self.kind,
             "manifest_digest": self.manifest_digest,
             "rows": len(self.array),
-            "checksum": xxhash.xxh3_128_hexdigest(data),
+            "checksum": digest.hexdigest(),
             "info": self.info,
             **({} if self.neutral is None else {"neutral": self.neutral}),
         }
@@ -62,7 +67,9 @@ class Overlay:
             file.write((json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
-        write_atomic(_with(base, ".npy"), data)
+        with atomic_file(_with(base, ".npy")) as file:
+            for part in parts:
+                file.write(part)
         os.replace(temporary_path(path), path)
         fsync_directory(path.parent)
 

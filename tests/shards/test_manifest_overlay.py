@@ -127,6 +127,22 @@ def test_an_overlay_round_trips(tmp_path: Path) -> None:
         assert loaded.info == {"step": 7}
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype=np.uint8)[::2],
+        np.zeros(0, dtype=bool),
+        np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+        np.zeros(3, dtype=[("seen", "<u2"), ("history", "u1", (16,))]),
+    ],
+)
+def test_an_overlays_array_is_the_file_that_numpy_writes(array: np.ndarray, tmp_path: Path) -> None:
+    Overlay(kind="tiers", array=array, manifest_digest="d" * 32).save(tmp_path / "tiers")
+    np.save(tmp_path / "numpys.npy", np.ascontiguousarray(array))
+    assert (tmp_path / "tiers.npy").read_bytes() == (tmp_path / "numpys.npy").read_bytes()
+    assert np.array_equal(Overlay.load(tmp_path / "tiers", manifest_digest="d" * 32).array, array)
+
+
 def test_an_overlay_of_another_data_set_kind_or_content_is_refused(tmp_path: Path) -> None:
     base = tmp_path / "tiers"
     Overlay(kind="tiers", array=np.arange(4), manifest_digest="a" * 32).save(base)

@@ -2,7 +2,7 @@
 
 import resource
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,20 @@ def test_other_files_of_torch_are_refused(tmp_path: Path) -> None:
         Checkpoint.load(tmp_path / "other.pt")
 
 
+def test_a_checkpoint_of_format_1_is_read_as_one_of_today(tmp_path: Path) -> None:
+    today = _checkpoint()
+    state = {item.name: getattr(today, item.name) for item in fields(today) if item.name not in ("ema", "trainer")}
+    torch.save({**state, "format_version": 1}, tmp_path / "last.pt")
+    loaded = Checkpoint.load(tmp_path / "last.pt")
+    assert (loaded.ema, loaded.trainer, loaded.format_version) == (None, {}, FORMAT_VERSION)
+    assert loaded.position == today.position
+    loaded.save(tmp_path / "again.pt")
+    assert Checkpoint.load(tmp_path / "again.pt").classes == today.classes
+    torch.save({**state, "format_version": 2}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="damaged: expected"):
+        Checkpoint.load(tmp_path / "last.pt")
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         Checkpoint.load(tmp_path / "last.pt")
@@ -76,6 +90,20 @@ def test_another_data_set_is_refused(tmp_path: Path) -> None:
     checkpoint.check_data(path, manifest_digest="a" * 32)
     with pytest.raises(CheckpointError, match="give the shards that the run began with"):
         checkpoint.check_data(path, manifest_digest="b" * 32)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["cat", "wolf"], r"last\.pt: class 1 is 'dog' in the checkpoint, 'wolf' in these shards; give the shards"),
+        (["cat", "dog", "wolf"], "trained on 2 classes, these shards have 3"),
+    ],
+)
+def test_other_classes_are_refused_by_name(classes: list[str], message: str, tmp_path: Path) -> None:
+    checkpoint, path = _checkpoint(), tmp_path / "last.pt"
+    checkpoint.check_data(path, manifest_digest="a" * 32, classes=["cat", "dog"])
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.check_data(path, manifest_digest="b" * 32, classes=classes)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

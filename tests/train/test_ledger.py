@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wv_shards import Overlay, OverlayMismatchError
-from wv_train.ledger import LEDGER_DTYPE, Ledger
+from wv_train.errors import CheckpointError
+from wv_train.ledger import LEDGER_DTYPE, Ledger, history_of
 
 SAMPLES = 12
 
@@ -26,24 +27,61 @@ def _update(ledger: Ledger, ordinals: np.ndarray, seed: int) -> dict[str, np.nda
     return columns
 
 
-@given(st.lists(st.lists(st.integers(-1, SAMPLES - 1), min_size=1, max_size=16), min_size=1, max_size=6))
-def test_ledger_counts_every_visit_and_averages_over_them(batches: list[list[int]]) -> None:
+def _enter(ledger: Ledger, label_conf: float) -> None:
+    """One visit of sample 1."""
+    one = {"label_conf": np.array([label_conf]), "top1_conf": np.array([0.9])}
+    ledger.update(np.array([1]), **one, prediction=np.array([0]), kept=np.array([True]))
+
+
+BATCH = st.tuples(
+    st.sampled_from(["shown", "skipped"]), st.lists(st.integers(-1, SAMPLES - 1), min_size=1, max_size=24)
+)
+
+
+@given(st.lists(BATCH, min_size=1, max_size=12))
+def test_ledger_is_that_of_a_list_of_visits(batches: list[tuple[str, list[int]]]) -> None:
     ledger = Ledger(SAMPLES)
-    history: dict[int, list[tuple[float, float, int, bool]]] = {}
-    for seed, batch in enumerate(batches):
+    visits: dict[int, list[tuple[float, float, int, bool]]] = {ordinal: [] for ordinal in range(SAMPLES)}
+    skipped = dict.fromkeys(range(-1, SAMPLES), 0)
+    for seed, (what, batch) in enumerate(batches):
+        if what == "skipped":
+            ledger.skip(np.array(batch))
+            for ordinal in batch:
+                skipped[ordinal] += 1
+            continue
         columns = _update(ledger, np.array(batch), seed)
         for slot, ordinal in enumerate(batch):
             if ordinal >= 0:
-                history.setdefault(ordinal, []).append(tuple(columns[name][slot] for name in columns))
-    for ordinal in range(SAMPLES):
-        row, visits = ledger.rows[ordinal], history.get(ordinal, [])
-        assert row["seen"] == len(visits)
-        assert row["gated"] == sum(not kept for *_, kept in visits)
-        assert row["prediction"] == (visits[-1][2] if visits else -1)
-        if visits:
-            assert row["label_conf"] == pytest.approx(visits[-1][0], rel=1e-6)
-            assert row["top1_conf"] == pytest.approx(visits[-1][1], rel=1e-6)
-            assert row["label_conf_mean"] == pytest.approx(np.mean([visit[0] for visit in visits]), rel=1e-5)
+                visits[ordinal].append(tuple(columns[name][slot] for name in columns))
+    history = history_of(ledger.rows)
+    for ordinal, of_it in visits.items():
+        row = ledger.rows[ordinal]
+        assert row["seen"] == len(of_it)
+        assert row["gated"] == sum(not kept for *_, kept in of_it) + skipped[ordinal]
+        assert row["prediction"] == (of_it[-1][2] if of_it else -1)
+        if of_it:
+            assert row["label_conf"] == pytest.approx(of_it[-1][0], rel=1e-6)
+            assert row["top1_conf"] == pytest.approx(of_it[-1][1], rel=1e-6)
+            assert row["label_conf_mean"] == pytest.approx(np.mean([visit[0] for visit in of_it]), rel=1e-5)
+        last = [visit[0] for visit in of_it[-16:]]
+        np.testing.assert_allclose(history[ordinal], last + [np.nan] * (16 - len(last)), atol=0.5 / 254 + 1e-6)
+
+
+def test_history_holds_certainty_and_its_absence_exactly() -> None:
+    ledger = Ledger(2)
+    for value in (0.0, 1.0):
+        _enter(ledger, value)
+    assert ledger.rows["history"][1, :3].tolist() == [1, 255, 0]
+    assert history_of(ledger.rows)[1, :2].tolist() == [0.0, 1.0]
+    assert np.isnan(history_of(ledger.rows)[1, 2:]).all()
+    assert np.isnan(history_of(ledger.rows)[0]).all()
+
+
+def test_history_begins_with_the_oldest_of_the_last_sixteen_visits() -> None:
+    ledger = Ledger(2)
+    for visit in range(20):
+        _enter(ledger, visit / 254)
+    assert (history_of(ledger.rows)[1] * 254).round().tolist() == list(range(4, 20))
 
 
 @given(st.permutations(range(SAMPLES)))
@@ -58,13 +96,7 @@ def test_order_of_different_samples_within_a_batch_makes_no_difference(order: li
 def test_history_gives_sums_and_counts_and_nothing_for_padding() -> None:
     ledger = Ledger(3)
     for value in (0.2, 0.4):
-        ledger.update(
-            np.array([1]),
-            label_conf=np.array([value]),
-            top1_conf=np.array([0.9]),
-            prediction=np.array([0]),
-            kept=np.array([True]),
-        )
+        _enter(ledger, value)
     label_sum, seen = ledger.history(torch.tensor([1, 0, -1]))
     assert seen.tolist() == [2, 0, 0]
     assert label_sum.tolist() == pytest.approx([0.6, 0, 0])
@@ -73,8 +105,9 @@ def test_history_gives_sums_and_counts_and_nothing_for_padding() -> None:
 def test_counts_stop_at_the_largest_that_fits() -> None:
     ledger = Ledger(1)
     ledger.rows["seen"] = ledger.rows["gated"] = 65_535
-    _update(ledger, np.array([0]), 0)
-    assert ledger.rows["seen"][0] == 65_535
+    _update(ledger, np.zeros(20, dtype=np.int64), 0)  # some of them under the gate
+    ledger.skip(np.zeros(3, dtype=np.int64))
+    assert (ledger.rows["seen"][0], ledger.rows["gated"][0]) == (65_535, 65_535)
 
 
 def test_state_and_overlay_hold_the_same_rows(tmp_path: Path) -> None:
@@ -90,3 +123,27 @@ def test_state_and_overlay_hold_the_same_rows(tmp_path: Path) -> None:
     assert (again.rows == overlay.array).all()
     with pytest.raises(OverlayMismatchError):
         Overlay.load(tmp_path / "ledger", manifest_digest="b" * 32)
+
+
+def test_the_ledger_of_a_checkpoint_of_format_1_goes_on_without_its_history() -> None:
+    names = [name for name in LEDGER_DTYPE.names or () if name != "history"]
+    was = Ledger(SAMPLES)
+    _update(was, np.arange(SAMPLES), 0)
+    old = np.zeros(SAMPLES, dtype=[(name, LEDGER_DTYPE[name]) for name in names])
+    for name in names:
+        old[name] = was.rows[name]
+    assert old.itemsize == 20
+    ledger = Ledger(SAMPLES)
+    ledger.load_state(torch.from_numpy(old.view(np.uint8)))
+    assert (ledger.rows[names] == was.rows[names]).all()
+    assert np.isnan(history_of(ledger.rows)).all()
+    columns = _update(ledger, np.arange(SAMPLES), 1)
+    history = history_of(ledger.rows)
+    assert np.isnan(history[:, 0]).all()  # seen, but not recorded
+    np.testing.assert_allclose(history[:, 1], columns["label_conf"], atol=0.5 / 254 + 1e-6)
+
+
+@pytest.mark.parametrize("nbytes", [0, 36 * (SAMPLES - 1), 20 * (SAMPLES + 1)])
+def test_a_ledger_of_another_size_is_refused(nbytes: int) -> None:
+    with pytest.raises(CheckpointError, match=r"for each of 12 samples, found .* resume from last\.pt"):
+        Ledger(SAMPLES).load_state(torch.zeros(nbytes, dtype=torch.uint8))

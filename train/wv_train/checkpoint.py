@@ -1,9 +1,10 @@
 """Checkpoints: one file that holds all that a run needs to go on, whole or absent.
 
-Loads with `torch.load(weights_only=True)`: tensors and plain values only. There is no generator's state in it: every
-draw follows from (seed, step, rank).
+Which file is written when, and in which thread, is `keeper`'s business. It loads with `torch.load(weights_only=True)`:
+tensors and plain values only. There is no generator's state in it: every draw follows from (seed, step, rank).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,9 @@ from torch import Tensor
 from wv_shards import atomic_file
 from wv_train.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: `ema` and `trainer`, rows of the ledger with their history. 1 is read too, those are then empty."""
+_SINCE_FORMAT_2 = {"ema", "trainer"}
 
 
 @dataclass(slots=True)
@@ -51,7 +54,7 @@ class Checkpoint:
     loader: dict[str, Any] | None
     """The phase's loader, None at a phase's first step."""
     ledger: Tensor
-    """`Ledger.state`."""
+    """`Ledger.state`; empty in a best checkpoint, from which no run goes on."""
     totals: dict[str, Any]
     """Sums since the last logged row."""
     plateau: dict[str, Any]
@@ -60,6 +63,10 @@ class Checkpoint:
     best_top1: float | None
     torch_threads: int
     world_size: int
+    ema: dict[str, Tensor] | None = None
+    """Averaged weights and buffers, named as in `model`; None where none are kept."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """The trainer's own counters, plain values; the keeper's `best` among them."""
     format_version: int = field(default=FORMAT_VERSION)
 
     def save(self, path: Path) -> None:
@@ -75,7 +82,10 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a checkpoint onto the CPU. Raises CheckpointError: missing, damaged, or of a newer format."""
+        """Read a checkpoint onto the CPU, as one of today's format.
+
+        Raises CheckpointError: missing, damaged, or of a newer format.
+        """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
@@ -89,15 +99,30 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path}: checkpoint format {version}, this wv-toolkit reads up to {FORMAT_VERSION}; upgrade wv-toolkit"
             )
-        names = {item.name for item in fields(cls)}
+        names = {item.name for item in fields(cls)} - (_SINCE_FORMAT_2 if version == 1 else set())
         if names != set(state):
             raise CheckpointError(f"{path}: damaged: expected {sorted(names)}, found {sorted(state)}")
-        return cls(**state)
+        return cls(**{**state, "format_version": FORMAT_VERSION})
 
-    def check_data(self, path: Path, *, manifest_digest: str) -> None:
-        """Raises CheckpointError if the checkpoint was made on other data; the digest covers the classes too."""
+    def check_data(self, path: Path, *, manifest_digest: str, classes: Sequence[str] | None = None) -> None:
+        """Raises CheckpointError if the checkpoint was made on other data or classes.
+
+        The digest covers the classes; with `classes` the message names the first that differs.
+        """
+        if classes is not None and list(classes) != self.classes:
+            raise CheckpointError(
+                f"{path}: {_first_difference(self.classes, classes)}; "
+                "give the shards that the run began with, or start a new run"
+            )
         if self.manifest_digest != manifest_digest:
             raise CheckpointError(
                 f"{path}: trained on the data set {self.manifest_digest}, these shards are {manifest_digest}; "
                 "give the shards that the run began with, or start a new run"
             )
+
+
+def _first_difference(saved: Sequence[str], found: Sequence[str]) -> str:
+    if len(saved) != len(found):
+        return f"trained on {len(saved):,} classes, these shards have {len(found):,}"
+    class_id = next(k for k, pair in enumerate(zip(saved, found, strict=True)) if pair[0] != pair[1])
+    return f"class {class_id} is {saved[class_id]!r} in the checkpoint, {found[class_id]!r} in these shards"

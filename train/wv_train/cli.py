@@ -12,7 +12,7 @@ from wv_shards import ShardsError
 from wv_train.data import DataConfig
 from wv_train.distributed import open_world
 from wv_train.errors import RecipeError, TrainError
-from wv_train.job import Job, opening_lines, prepare, run_job
+from wv_train.job import Job, opening_lines, prepare, run_job, should_resume
 from wv_train.options import ENGINE_HELP, bad_budget_option
 from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
 from wv_train.run_directory import RunDirectory
@@ -37,7 +37,13 @@ Examples:
 @click.option("--val", type=click.Path(path_type=Path), help="Validation shards, with the same classes.")
 @click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="A shipped recipe or a TOML file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; new or empty, but for --resume.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out; it remembers shards, recipe and all.")
+@click.option(
+    "--resume",
+    type=click.Choice(["must", "auto"]),
+    is_flag=False,
+    flag_value="must",
+    help="Continue the run in --out, which remembers shards, recipe and all; `auto`: or begin it if there is none.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key; phases go by name.")
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch on a CPU.")
@@ -67,7 +73,7 @@ def command(
     val: Path | None,
     recipe_name: str | None,
     out: Path | None,
-    resume: bool,
+    resume: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
     threads: int | None,
@@ -95,7 +101,8 @@ def command(
     if out is None and not dry_run:
         raise click.UsageError("--out is missing: the folder that the run is written to")
     remembered = False
-    saved = RunDirectory(out).read_info() if resume and out is not None else None
+    resumes = out is not None and should_resume(RunDirectory(out), resume)
+    saved = RunDirectory(out).read_info() if resumes and out is not None else None
     recipe = _recipe(recipe_name, overrides, saved["recipe"] if saved else None)
     if saved:
         shards = shards or Path(saved["shards"])
@@ -119,7 +126,7 @@ def command(
             quarantine=RunDirectory(out).quarantine if out is not None else None,
         ),
         out=out or Path("."),
-        resume=resume,
+        resume=resumes,
         device=device,
         threads=threads,
         metrics_port=metrics_port,

@@ -151,7 +151,7 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
             facts = facts or _facts(loader)
     assert facts is not None  # a recipe has a phase
     if checkpoint is not None:
-        checkpoint.check_data(RunDirectory(job.out).last, manifest_digest=facts.manifest_digest)
+        checkpoint.check_data(RunDirectory(job.out).last, manifest_digest=facts.manifest_digest, classes=facts.classes)
     if job.data.val is not None:
         _open_validation(job, world, facts).close()
     torch.manual_seed(job.recipe.seed)
@@ -187,6 +187,14 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
             f"class weights {phase.class_weights}{gated}"
         )
     return lines
+
+
+def should_resume(run: RunDirectory, resume: str | None) -> bool:
+    """Whether to go on with a run: "must" always, "auto" where there is one; None never.
+
+    Ranks decide alike, though each looks for itself: rank 0 makes the folder after all have joined (`open_world`).
+    """
+    return resume == "must" or (resume == "auto" and run.run_json.exists())
 
 
 def resume_command(job: Job, world: World) -> str:
