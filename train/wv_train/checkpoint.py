@@ -47,10 +47,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
-    ema: dict[str, Tensor] | None = None
-    """The averaged weights."""
-    trainer: dict[str, Any]
-    """The trainer's own counters."""
     loader: dict[str, Any] | None
     """The phase's loader, None at a phase's first step."""
     ledger: Tensor

@@ -7,7 +7,7 @@ Everything that decides a weight is a function of the position, so a resumed run
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from wv_train.errors import NonFiniteBatch, NonFiniteLossError
 from wv_train.evaluate import evaluate
 from wv_train.guard import ClassGuard
 from wv_train.judge import StepSetting
+from wv_train.keeper import CheckpointKeeper
 from wv_train.learner import Learner
 from wv_train.ledger import Ledger
 from wv_train.losses import class_weights, logit_prior
@@ -115,6 +116,7 @@ class Trainer:
         self.position = Position()
         self.ledger = Ledger(data.samples)
         self._run, self._log = run, log
+        self._keeper = CheckpointKeeper(run, keep_best=max(1, recipe.keep_best)) if world.is_main else None
         self._optimizer = make_optimizer(model, recipe.optimizer)
         self._average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         self._guard, self._passes = ClassGuard(len(data.classes)), PassChoice()
@@ -144,7 +146,7 @@ class Trainer:
 
     def train(self) -> None:
         """Raises Stopped after a signal, NonFiniteLossError, CheckpointError (nowhere to save)."""
-        with self._signals:
+        with self._signals, closing(self._keeper) if self._keeper else nullcontext():
             while self.position.phase < len(self.plans):
                 self._train_phase(self.plans[self.position.phase])
 
@@ -163,7 +165,8 @@ class Trainer:
             self._plateau = PlateauDetector(self.plans[self.position.phase].phase.plateau)
             self._plateau.load_state_dict(checkpoint.plateau)
         self._best_top1 = checkpoint.best_top1
-        if self.world.is_main:
+        if self._keeper:
+            self._keeper.restore(checkpoint)
             self.ledger.save(self._run.ledger, self.data.manifest_digest, step=self.position.step)
 
     def _restore_own(self, checkpoint: Checkpoint) -> None:
@@ -236,6 +239,8 @@ class Trainer:
             position.step += 1
             position.samples += result.totals.samples
             self._busy_s += time.perf_counter() - self._mark
+            if self._keeper:
+                self._keeper.check()
             self._judge_loss(plan.phase, result)
             if position.step % self.recipe.log_every_steps == 0:
                 self._log_totals(plan, loader)
@@ -297,11 +302,10 @@ class Trainer:
         return time.monotonic() - self._last_save > 60 * self.recipe.checkpoint_every_minutes
 
     def _save(self) -> None:
-        """Rank 0 writes last.pt and the ledger; no rank waits for it before its next step."""
+        """Rank 0 writes last.pt and the ledger in the background; no rank waits for it before its next step."""
         self._last_save = time.monotonic()
-        if self.world.is_main:
-            self._checkpoint().save(self._run.last)
-            self.ledger.save(self._run.ledger, self.data.manifest_digest, step=self.position.step)
+        if self._keeper:
+            self._keeper.save_last(self._checkpoint(), self.ledger, self.data.manifest_digest, self.position.step)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
@@ -345,10 +349,9 @@ class Trainer:
         self._learner.begin_phase(frozen=phase.backbone_factor == 0)  # evaluation has changed the mode of its layers
         self._write({"kind": "val", **self._where(phase), **overall})
         score = overall.get("ema_top1", overall["top1"])
-        if self._best_top1 is None or score > self._best_top1:
-            self._best_top1 = score
-            if self.world.is_main:  # for evaluation: the loader's position in it may be older
-                self._checkpoint().save(self._run.best)
+        self._best_top1 = score if self._best_top1 is None else max(score, self._best_top1)
+        if self._keeper and self.recipe.keep_best and self._keeper.wants(score):
+            self._keeper.save_best(self._checkpoint(), score, self.position.step)
 
     def _log_totals(self, plan: PhasePlan, loader: Loader) -> None:
         """Write the row of the steps since the last one, and begin anew."""
