@@ -55,6 +55,8 @@ class TrainingData:
     samples: int
     classes: list[str]
     manifest_digest: str
+    right: NDArray[np.int8] | None = None
+    """(N,) 1: the label is right, 0: wrong, −1: not known. None without a truth, and on other ranks than 0."""
 
 
 def plan_phase(phase: Phase, loader: Loader) -> PhasePlan:
@@ -159,7 +161,7 @@ class Trainer:
             if position.step % self.recipe.log_every_steps == 0:
                 self._log_totals(plan, loader)
             if self._log:
-                self._log.screen.step(plan.phase.name, position.step)
+                self._log.screen.step(plan.phase.name, position.step, position.phase_step)
             if result.stop_signal or self._save_due():
                 self._loader_state = loader.state_dict()
                 self._save()
@@ -208,6 +210,8 @@ class Trainer:
         if self.world.is_main:
             self._checkpoint().save(self._run.last)
             self.ledger.save(self._run.ledger, self.data.manifest_digest, step=self.position.step)
+        if self._log:
+            self._log.screen.saved(self.position.step)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
