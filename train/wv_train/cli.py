@@ -65,6 +65,9 @@ Examples:
     type=click.Path(path_type=Path),
     help="Overlay of samples not to be shown.",
 )
+@click.option(
+    "--truth", type=click.Path(path_type=Path), help="CSV with path, label, true_label: measure the gate's precision."
+)
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as it would be used, and stop.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would run, write nothing.")
 @click.version_option(package_name="wv-toolkit")
@@ -86,6 +89,7 @@ def command(
     engine: str | None,
     device: str,
     exclude: tuple[Path, ...],
+    truth: Path | None,
     print_recipe: bool,
     dry_run: bool,
 ) -> None:
@@ -108,6 +112,7 @@ def command(
         shards = shards or Path(saved["shards"])
         val = val or (Path(saved["val"]) if saved["val"] else None)
         exclude = exclude or tuple(Path(path) for path in saved["exclude"])
+        truth = truth or (Path(saved["truth"]) if saved.get("truth") else None)
         remembered = engine is None
         engine = engine or saved["engine"]
     if shards is None:
@@ -129,6 +134,7 @@ def command(
         resume=resumes,
         device=device,
         threads=threads,
+        truth=truth,
         metrics_port=metrics_port,
         metrics_host=metrics_host,
     )

@@ -16,21 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from wv_loader import Loader, LoaderStats, MetricsServer, engine_line, serve_metrics
-from wv_shards import ShardsError, write_atomic
+from wv_shards import Dataset, ShardsError, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader
 from wv_train.distributed import World, lost_contact, open_world
 from wv_train.errors import NonFiniteLossError, RecipeError, TrainError
+from wv_train.live_view import PhaseLength
 from wv_train.models import check_model, make_model
 from wv_train.progress import RunLog, Screen
 from wv_train.recipe import Recipe, recipe_from_table
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
-from wv_train.table import first_difference, to_table
+from wv_train.source_version import source_commit, source_line
+from wv_train.table import first_difference, to_table, to_toml
 from wv_train.trainer import Pace, PhasePlan, Trainer, TrainingData, plan_phase
+from wv_train.truth import read_truth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +49,8 @@ class Job:
     threads: int | None = None
     """Threads of torch on a CPU; None leaves torch's choice."""
     pace: Pace = field(default_factory=Pace)
+    truth: Path | None = None
+    """What is known of the labels, to measure the gate against; see `truth`."""
     metrics_port: int | None = None
     """Where local rank 0 serves metrics, rank k at the k-th port after it; 0: each at a free one; None: nowhere."""
     metrics_host: str = "127.0.0.1"
@@ -64,6 +70,8 @@ class Facts:
     """Name and version of what decodes, for a person."""
     engine_line: str
     """The same with the reason for it."""
+    right: NDArray[np.int8] | None = None
+    """(N,) as `read_truth` gives it, on rank 0 alone, which writes the metrics; None without a truth."""
 
 
 def run_job(job: Job) -> None:
@@ -107,7 +115,13 @@ def run_job(job: Job) -> None:
         if checkpoint is not None:
             trainer.restore(checkpoint)
         if log:
-            screen.begin(sum(plan.steps for plan in plans), trainer.position.step)
+            lengths = [
+                PhaseLength(name=plan.phase.name, steps=plan.steps, at_most=plan.phase.until is not None)
+                for plan in plans
+            ]
+            screen.begin(
+                sum(plan.steps for plan in plans), trainer.position.step, run=job.out.resolve().name, phases=lengths
+            )
         try:
             _train(trainer, job, world, run, say)
         finally:
@@ -150,6 +164,9 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
             plans.append(plan_phase(phase, loader))
             facts = facts or _facts(loader)
     assert facts is not None  # a recipe has a phase
+    if job.truth is not None and world.is_main:
+        with Dataset.open(job.data.shards) as dataset:
+            facts = replace(facts, right=read_truth(job.truth, dataset))
     if checkpoint is not None:
         checkpoint.check_data(RunDirectory(job.out).last, manifest_digest=facts.manifest_digest, classes=facts.classes)
     if job.data.val is not None:
@@ -175,6 +192,7 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
         f"{int(counts.sum()):,} samples in {len(counts):,} classes, {some.min():,} to {some.max():,} a class "
         f"(imbalance {some.max() / some.min():.1f})",
         f"model {recipe.model}: {_parameters(model):,} parameters, {recipe.size_px} px",
+        source_line(),
     ]
     if empty := int((counts == 0).sum()):
         lines.append(f"warning: {empty:,} classes have no sample and will not be learned")
@@ -249,6 +267,7 @@ def _training_data(job: Job, world: World, facts: Facts, metrics: MetricsServer 
         classes=facts.classes,
         manifest_digest=facts.manifest_digest,
         bands=facts.class_bands,
+        right=facts.right,
     )
 
 
@@ -274,7 +293,11 @@ def _open_log(
     if not job.resume:
         run.write_info(info)
     run.cut_metrics(checkpoint.metrics_bytes if checkpoint else 0)
-    return RunLog(run, screen, step=checkpoint.position["step"] if checkpoint else 0)
+    texts = {
+        "recipe": to_toml(info["recipe"]),
+        "run": json.dumps({"command": info["command"], **info["versions"]}, indent=1),
+    }
+    return RunLog(run, screen, step=checkpoint.position["step"] if checkpoint else 0, texts=texts)
 
 
 def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], facts: Facts) -> dict[str, Any]:
@@ -282,6 +305,7 @@ def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], fact
         "command": sys.argv,
         "shards": str(job.data.shards),
         "val": str(job.data.val) if job.data.val else None,
+        "truth": str(job.truth) if job.truth else None,
         "exclude": [str(path) for path in job.data.exclude],
         "manifest_digest": facts.manifest_digest,
         "classes": facts.classes,
@@ -293,6 +317,7 @@ def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], fact
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("wv-toolkit", "torch", "timm", "numpy")},
+            **({"commit": commit} if (commit := source_commit()) else {}),
         },
         "engine": facts.engine,
         "engine_description": facts.engine_description,

@@ -129,12 +129,6 @@ class Ledger:
         """A copy of these rows."""
         return self.rows.view(_ROW).take(ordinals).view(LEDGER_DTYPE)
 
-    def skip(self, ordinals: NDArray[np.int64]) -> None:
-        """Note that the gate sent samples away unseen, a visit for each time that one stands here."""
-        sample, times = np.unique(ordinals, return_counts=True)
-        gated = self.rows["gated"][sample].astype(np.int64) + times
-        self.rows["gated"][sample] = np.minimum(gated, _MAX_SEEN)
-
     def state(self) -> Tensor:
         """The rows as bytes, (N · 36,) uint8, for a checkpoint: shared with the ledger, whoever keeps it copies it."""
         return torch.from_numpy(self.rows.view(np.uint8))

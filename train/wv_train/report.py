@@ -18,18 +18,21 @@ from PIL import Image
 
 from wv_shards import CorruptDataError, Dataset, write_atomic
 from wv_train.report_data import (
-    UNKNOWN,
     ReportError,
     RunData,
-    Truth,
     distinct_names,
+    history_of,
     judge,
     load_run,
-    load_truth,
     open_shards,
     rank_suspects,
 )
-from wv_train.report_page import RunReport, Suspect, render_page, short_name
+from wv_train.report_gallery import Suspect
+from wv_train.report_measures import measures
+from wv_train.report_page import RunReport, render_page
+from wv_train.report_settings import differences
+from wv_train.report_words import short_name
+from wv_train.truth import UNKNOWN, read_true_labels
 
 GALLERY_IMAGES = 60
 THUMBNAIL_PX = 160
@@ -51,8 +54,13 @@ def write_report(
         TrainError, ShardsError: no such run, a data set that is not the run's, a bad truth, no space to write.
     """
     names = distinct_names(run_paths)
-    reports = [_gather(load_run(path, name, shards), truth_path) for path, name in zip(run_paths, names, strict=True)]
-    document = {"format_version": 1, "runs": [_numbers(report) for report in reports]}
+    runs = [load_run(path, name, shards) for path, name in zip(run_paths, names, strict=True)]
+    reports = [_gather(run, truth_path) for run in runs]
+    document = {
+        "format_version": 1,
+        "runs": [_numbers(report) for report in reports],
+        "settings_that_differ": {path: list(values) for path, values in differences(runs).items()},
+    }
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,13 +85,13 @@ def _gather(run: RunData, truth_path: Path | None) -> RunReport:
                 f"{run.shards} {samples:,} samples; write the ledger again with --resume"
             )
         labels = dataset.index["label"][:samples].astype(np.int64)
-        table = dataset.samples_table(["key", "path"]).slice(0, samples)
-        keys, paths = table["key"].to_pylist(), table["path"].to_pylist()
-        truth = load_truth(truth_path, paths, labels) if truth_path else None
+        truth = read_true_labels(truth_path, dataset, samples=samples) if truth_path else None
         ranked = rank_suspects(run.ledger)
+        first = ranked[:GALLERY_IMAGES]
+        names = dataset.samples_table(["key", "path"]).take(first).to_pylist()
         suspects = tuple(
-            _suspect(run, dataset, int(ordinal), keys[ordinal], paths[ordinal], truth)
-            for ordinal in ranked[:GALLERY_IMAGES]
+            _suspect(run, dataset, int(ordinal), name["key"], name["path"], truth)
+            for ordinal, name in zip(first, names, strict=True)
         )
     return RunReport(
         run=run,
@@ -91,14 +99,16 @@ def _gather(run: RunData, truth_path: Path | None) -> RunReport:
         seen=int(ranked.size),
         suspects=suspects,
         believed=_believed(run.ledger, ranked, labels, truth),
-        judgement=judge(run.ledger, labels, truth) if truth else None,
+        judgement=None if truth is None else judge(run.ledger, labels, truth),
     )
 
 
-def _suspect(run: RunData, dataset: Dataset, ordinal: int, key: str, path: str, truth: Truth | None) -> Suspect:
+def _suspect(
+    run: RunData, dataset: Dataset, ordinal: int, key: str, path: str, truth: NDArray[np.int64] | None
+) -> Suspect:
     row = run.ledger[ordinal]  # type: ignore[index]  # only runs with a ledger have suspects
     label = int(dataset.index[ordinal]["label"])
-    true_label = int(truth.true_labels[ordinal]) if truth else UNKNOWN
+    true_label = UNKNOWN if truth is None else int(truth[ordinal])
     return Suspect(
         key=key,
         path=path,
@@ -106,6 +116,8 @@ def _suspect(run: RunData, dataset: Dataset, ordinal: int, key: str, path: str, 
         prediction=_class_name(run, int(row["prediction"])),
         confidence=float(row["label_conf_mean"]),
         visits=int(row["seen"]),
+        gated=int(row["gated"]),
+        history=history_of(row),
         thumbnail=_thumbnail(dataset, ordinal),
         wrong=None if true_label == UNKNOWN else true_label != label,
         truth=_verdict(run, label, true_label),
@@ -140,7 +152,7 @@ def _thumbnail(dataset: Dataset, ordinal: int) -> bytes | None:
 
 
 def _believed(
-    ledger: NDArray[Any], seen: NDArray[np.int64], labels: NDArray[np.int64], truth: Truth | None
+    ledger: NDArray[Any], seen: NDArray[np.int64], labels: NDArray[np.int64], truth: NDArray[np.int64] | None
 ) -> tuple[tuple[str, NDArray[np.int64]], ...]:
     """Histogram of the label's mean confidence of the samples seen; by right and wrong labels where that is known."""
     confidence = ledger["label_conf_mean"]
@@ -150,7 +162,7 @@ def _believed(
 
     if truth is None:
         return (("samples", counted(seen)),)
-    true_labels = truth.true_labels[seen]
+    true_labels = truth[seen]
     groups = {
         "right labels": true_labels == labels[seen],
         "wrong labels": (true_labels != labels[seen]) & (true_labels != UNKNOWN),
@@ -170,6 +182,7 @@ def _numbers(report: RunReport) -> dict[str, Any]:
         "seen": report.seen,
         **judgement,
         "eval": {name: _finite(evaluation.get(name)) for name in ("top1", "top5", "mean_class_top1")},
+        "measures": {measure.name: _finite(measure.value) for measure in measures(report.run, report.judgement)},
         "least_believed": [suspect.key for suspect in report.suspects],
     }
 

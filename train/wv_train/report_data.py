@@ -4,10 +4,10 @@ Reads files and computes numbers; it formats nothing. A suspect is a sample whos
 label's confidence, averaged over visits, is low.
 """
 
-import csv
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,41 @@ from numpy.typing import NDArray
 from wv_shards import Dataset, NotADatasetError, Overlay
 from wv_train.errors import TrainError
 from wv_train.run_directory import RunDirectory
+from wv_train.truth import UNKNOWN
 
 SUSPECT_COUNTS = (50, 100, 200)
 TOP_FRACTION = 0.1
 """Suspects are judged at these numbers of them, and at this share of all samples seen."""
-UNKNOWN = -2
-"""True label of a sample that the truth does not name; −1 is an image of no class."""
 
 
 class ReportError(TrainError):
-    """A run, a truth or an output that a report can't be made of; the message is one line."""
+    """A run or an output that a report can't be made of; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """Phases in a row that have a gate."""
+
+    start: float
+    """Step at which the gate came."""
+    end: float | None
+    """Step at which it went; None if it was there at the last step known."""
+    thresholds: str
+    """As the recipe says them: `0.25 to 0.15, 0.15 to 0`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Rows of `metrics.jsonl` in a row that warn of the same."""
+
+    kind: str
+    phase: str
+    text: str
+    """Of the last of them."""
+    first: int
+    last: int
+    """Steps."""
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +67,9 @@ class RunData:
     val: list[dict[str, Any]]
     phases: tuple[tuple[str, float, float], ...]
     """(name, first step, last step) of each phase that began; the last may still be running."""
+    gates: tuple[Gate, ...]
+    events: tuple[Event, ...]
+    """Warnings and what the guard against collapse did, in order."""
     evaluation: dict[str, Any] | None
     """`eval.json`, if `wv-eval` has been run."""
     ledger: NDArray[Any] | None
@@ -51,14 +79,6 @@ class RunData:
     @property
     def classes(self) -> list[str]:
         return list(self.info["classes"])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Truth:
-    """What is known of the samples of a data set."""
-
-    true_labels: NDArray[np.int64]
-    """(N,); −1 shows no class, UNKNOWN where the truth does not name the sample."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +114,7 @@ def load_run(path: Path, name: str, shards: Path | None) -> RunData:
         )
     rows = _read_metrics(folder.metrics)
     train = [row for row in rows if row.get("kind") == "train"]
+    phases = _phases(rows)
     try:
         ledger = Overlay.load(folder.ledger, manifest_digest=info["manifest_digest"], kind="ledger").array
     except NotADatasetError:
@@ -104,7 +125,9 @@ def load_run(path: Path, name: str, shards: Path | None) -> RunData:
         info=info,
         train=train,
         val=[row for row in rows if row.get("kind") == "val"],
-        phases=_phases(rows),
+        phases=phases,
+        gates=_gates(phases, info["recipe"]),
+        events=_events(rows),
         evaluation=_read_json(folder.eval_json),
         ledger=ledger,
         shards=shards or Path(info["shards"]),
@@ -144,41 +167,21 @@ def rank_suspects(ledger: NDArray[Any]) -> NDArray[np.int64]:
     return seen[np.argsort(ledger["label_conf_mean"][seen], kind="stable")]
 
 
-def load_truth(path: Path, sample_paths: Sequence[str], labels: NDArray[np.int64]) -> Truth:
-    """Join a truth table (columns path, label, true_label) to the samples by their path.
-
-    Raises ReportError: no such table, other columns, labels that are not these samples'.
-    """
-    known: dict[str, tuple[int, int]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                known[row["path"]] = (int(row["label"]), int(row["true_label"]))
-    except OSError as error:
-        raise ReportError(f"{path}: expected a table with the truth: {error.strerror}") from error
-    except KeyError as error:
-        raise ReportError(f"{path}: expected the columns path, label, true_label, found no {error.args[0]}") from error
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ReportError(f"{path}: expected whole numbers as label and true_label ({error})") from error
-    true_labels = np.full(len(labels), UNKNOWN, dtype=np.int64)
-    for ordinal, sample_path in enumerate(sample_paths):
-        if sample_path in known:
-            label, true_labels[ordinal] = known[sample_path]
-            if label != labels[ordinal]:
-                raise ReportError(
-                    f"{path}: gives {sample_path} the label {label}, the shards {labels[ordinal]}; "
-                    "is it another data set's?"
-                )
-    if len(labels) and (true_labels == UNKNOWN).all():
-        raise ReportError(f"{path}: names none of the {len(labels):,} samples' paths; is it another data set's?")
-    return Truth(true_labels=true_labels)
+def history_of(row: Any) -> tuple[float, ...]:
+    """The label's confidence at the last visits of a sample, oldest first; empty where the ledger has no history."""
+    if "history" not in (row.dtype.names or ()):
+        return ()
+    places, seen = row["history"], int(row["seen"])
+    first = seen % len(places) if seen > len(places) else 0
+    codes = np.roll(places, -first)
+    return tuple((float(code) - 1) / 254 for code in codes if code)
 
 
-def judge(ledger: NDArray[Any], labels: NDArray[np.int64], truth: Truth) -> Judgement:
-    """Compare the ledger's suspects with the truth. Arrays are (N,)."""
+def judge(ledger: NDArray[Any], labels: NDArray[np.int64], true_labels: NDArray[np.int64]) -> Judgement:
+    """Compare the ledger's suspects with the truth, as `read_true_labels` gives it. Arrays are (N,)."""
     ranked = rank_suspects(ledger)
-    ranked = ranked[truth.true_labels[ranked] != UNKNOWN]
-    wrong = labels[ranked] != truth.true_labels[ranked]
+    ranked = ranked[true_labels[ranked] != UNKNOWN]
+    wrong = labels[ranked] != true_labels[ranked]
     counts = {str(count): count for count in SUSPECT_COUNTS} | {
         f"{TOP_FRACTION:.0%}": round(TOP_FRACTION * ranked.size)
     }
@@ -249,3 +252,39 @@ def _phases(rows: list[dict[str, Any]]) -> tuple[tuple[str, float, float], ...]:
         else:
             spans.append((name, spans[-1][2] if spans else 0.0, step))
     return tuple(spans)
+
+
+def _gates(phases: tuple[tuple[str, float, float], ...], recipe: dict[str, Any]) -> tuple[Gate, ...]:
+    """Neighbouring phases with a gate, by the recipe, are one."""
+    configs = {phase.get("name"): phase.get("gate") for phase in recipe.get("phases", []) if isinstance(phase, dict)}
+    gates: list[Gate] = []
+    for name, start, end in phases:
+        config = configs.get(name)
+        if not config:
+            continue
+        thresholds = f"{config.get('start', '?')} to {config.get('end', 0.0)}"
+        if gates and gates[-1].end == start:
+            gates[-1] = Gate(start=gates[-1].start, end=end, thresholds=f"{gates[-1].thresholds}, {thresholds}")
+        else:
+            gates.append(Gate(start=start, end=end, thresholds=thresholds))
+    if gates and gates[-1].end == phases[-1][2]:
+        gates[-1] = replace(gates[-1], end=None)
+    return tuple(gates)
+
+
+def _events(rows: list[dict[str, Any]]) -> tuple[Event, ...]:
+    """Warnings that differ in their numbers only, one after the other, are one event."""
+    events: list[Event] = []
+    pattern = ""
+    for row in rows:
+        if row.get("kind") not in ("guard", "warning"):
+            continue
+        step, text = int(row.get("step", 0)), str(row.get("text", ""))
+        event = Event(kind=str(row["kind"]), phase=str(row.get("phase", "")), text=text, first=step, last=step, count=1)
+        same, pattern = pattern, f"{event.kind} {event.phase} {re.sub('[0-9][0-9.,%]*', '#', text)}"
+        if events and same == pattern:
+            event = replace(event, first=events[-1].first, count=events[-1].count + 1)
+            events[-1] = event
+        else:
+            events.append(event)
+    return tuple(events)

@@ -6,12 +6,18 @@ STYLE = """
   --page: #f6f7f9; --card: #ffffff; --ink: #1c2430; --quiet: #667085; --rule: #e3e7ee; --fill: #c9d3e3;
   --good: #1a7f4b; --bad: #c2372e;
   --c0: #3465c8; --c1: #d9722b; --c2: #24936a; --c3: #a83e93; --c4: #7157d9; --c5: #a5811a;
+  --c6: #0e8fa8; --c7: #8a4b3a;
+  --r0: #b3262a; --r1: #cb4f24; --r2: #d8761d; --r3: #c89a1c; --r4: #98a02a;
+  --r5: #55a04a; --r6: #229a7c; --r7: #1f86ab; --r8: #3564bd; --r9: #5a3fa8;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #12161d; --card: #1b212b; --ink: #e6eaf0; --quiet: #98a3b5; --rule: #2e3744; --fill: #3c495d;
     --good: #4cc38a; --bad: #ff7b72;
     --c0: #7aa2f7; --c1: #f2a05f; --c2: #5cc9a0; --c3: #db86ca; --c4: #a892ff; --c5: #d6b656;
+    --c6: #5bc8de; --c7: #d39b86;
+    --r0: #ff7b78; --r1: #ff9166; --r2: #f9ab57; --r3: #ebc75a; --r4: #c4ce62;
+    --r5: #8cd07f; --r6: #5fcdae; --r7: #62bfe3; --r8: #8aa9f5; --r9: #b39af2;
   }
 }
 * { box-sizing: border-box; }
@@ -42,8 +48,12 @@ figure.chart > svg { display: block; width: 100%; height: auto; overflow: visibl
 .key svg { width: 18px; height: 10px; flex: none; }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); }
 .c3 { --c: var(--c3); } .c4 { --c: var(--c4); } .c5 { --c: var(--c5); }
+.c6 { --c: var(--c6); } .c7 { --c: var(--c7); } .neutral { --c: var(--quiet); }
+.r0 { --c: var(--r0); } .r1 { --c: var(--r1); } .r2 { --c: var(--r2); } .r3 { --c: var(--r3); } .r4 { --c: var(--r4); }
+.r5 { --c: var(--r5); } .r6 { --c: var(--r6); } .r7 { --c: var(--r7); } .r8 { --c: var(--r8); } .r9 { --c: var(--r9); }
 svg .line { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
 svg .dashed { stroke-dasharray: 5 3; }
+svg .dotted { stroke-dasharray: 1.5 2.5; }
 svg .swatch { fill: none; stroke: var(--c); stroke-width: 2.4; }
 svg .swatch.area { stroke: var(--fill); stroke-width: 9; }
 svg .swatch.bar { stroke-width: 9; }
@@ -58,6 +68,15 @@ svg .phase { fill: var(--c); opacity: 0.16; }
 svg .phase.odd { opacity: 0.34; }
 svg .phase-name { fill: var(--ink); font: 10px system-ui, sans-serif; }
 svg .phase-start { stroke: var(--c); stroke-width: 1; opacity: 0.35; stroke-dasharray: 2 3; }
+svg .backdrop { fill: var(--c); opacity: 0; }
+svg .backdrop.odd { opacity: 0.06; }
+svg .mark { stroke: var(--c); stroke-width: 1.2; opacity: 0.8; }
+svg .mark-head { fill: var(--c); }
+svg .mark-name {
+  fill: var(--ink); font: 10px system-ui, sans-serif; paint-order: stroke; stroke: var(--card); stroke-width: 3px;
+}
+svg.spark { display: block; width: 100%; height: 26px; margin: 3px 0; }
+svg .dot-last { fill: var(--c); }
 svg .cursor { stroke: var(--quiet); stroke-width: 1; }
 .tip {
   position: absolute; z-index: 2; pointer-events: none; background: var(--card); border: 1px solid var(--rule);
@@ -71,6 +90,10 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-
 th, td { padding: 5px 8px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 11ch; }
 th { color: var(--quiet); font-weight: 600; position: sticky; top: 0; background: var(--card); }
+td.left, th:has(> .left) { text-align: left; }
+td.words { text-align: left; white-space: normal; min-width: 30ch; overflow-wrap: anywhere; }
+table.settings td { text-align: left; white-space: normal; min-width: 12ch; overflow-wrap: anywhere; }
+table.settings th { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 table.sortable th { cursor: pointer; }
 table.sortable th[aria-sort="ascending"]::after { content: " \\2191"; }
@@ -119,7 +142,8 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
       svg.append(cursor);
     }
     cursor.setAttribute("d", `M${at.x} 0V${svg.viewBox.baseVal.height - 34}`);
-    tip.replaceChildren("step " + Math.round(x).toLocaleString());
+    const at_x = chart.x === "step" ? "step " + Math.round(x).toLocaleString() : `${chart.x} ${x.toFixed(2)}`;
+    tip.replaceChildren(at_x);
     for (const line of chart.lines) {
       let near = 0;
       line.x.forEach((value, place) => { if (Math.abs(value - x) < Math.abs(line.x[near] - x)) near = place; });

@@ -72,7 +72,7 @@ class TrainingData:
     bands: list[int | None]
     """Of each class."""
     right: NDArray[np.int8] | None = None
-    """(N,) of each sample's label: 1 right, 0 wrong, −1 unknown; None: nothing is known."""
+    """(N,) 1: the label is right, 0: wrong, −1: not known. None without a truth, and on other ranks than 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,7 +245,7 @@ class Trainer:
             if position.step % self.recipe.log_every_steps == 0:
                 self._log_totals(plan, loader)
             if self._log:
-                self._log.screen.step(plan.phase.name, position.step)
+                self._log.screen.step(plan.phase.name, position.step, position.phase_step)
             if result.stop_signal or self._save_due():
                 self._loader_state = loader.state_dict()
                 self._save()
@@ -306,6 +306,8 @@ class Trainer:
         self._last_save = time.monotonic()
         if self._keeper:
             self._keeper.save_last(self._checkpoint(), self.ledger, self.data.manifest_digest, self.position.step)
+        if self._log:
+            self._log.screen.saved(self.position.step)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(

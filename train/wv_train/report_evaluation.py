@@ -1,0 +1,122 @@
+"""A report's section on `eval.json`: bands, classes, many, medium and few, calibration, and what is taken for what.
+
+Fields that an older `wv-eval` did not write are left out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wv_train.report_charts import Line, line_chart
+from wv_train.report_data import RunData
+from wv_train.report_words import (
+    band_name,
+    count,
+    decimal,
+    dot,
+    escape,
+    joined_table,
+    percent,
+    short_name,
+    table,
+    without_id,
+)
+
+
+def evaluation_section(runs: Sequence[RunData]) -> str:
+    """All of the evaluations, the runs beside each other."""
+    evaluated = [(number, run, run.evaluation) for number, run in enumerate(runs) if run.evaluation]
+    if not evaluated:
+        return '<h2>Evaluation</h2><p class="quiet">Not evaluated yet: run <code>wv-eval</code>.</p>'
+    heads = [
+        (f"{dot(number) if len(runs) > 1 else ''}{escape(run.name if len(runs) > 1 else 'top-1')}")
+        for number, run, _ in evaluated
+    ]
+    evaluations = [evaluation for _, _, evaluation in evaluated]
+    bands = joined_table(
+        ["band", "classes", "samples"],
+        heads,
+        [[(row["band"], row) for row in evaluation.get("per_band", [])] for evaluation in evaluations],
+        lambda row: [band_name(row["band"]), count(row["classes"]), count(row["samples"])],
+    )
+    train_counts = dict(enumerate(evaluated[0][1].info["class_counts"]))
+    classes = joined_table(
+        ["class", "training images", "samples"],
+        heads,
+        [[(row["class_id"], row) for row in evaluation.get("per_class", [])] for evaluation in evaluations],
+        lambda row: [without_id(row["name"]), count(train_counts.get(row["class_id"])), count(row["samples"])],
+    )
+    blocks = [f"<div><h3>By band</h3>{bands}{_many_medium_few(evaluations, heads)}</div>"]
+    blocks.append(f"<div><h3>By class</h3>{classes}</div>")
+    blocks.append(_calibration(evaluated, alone=len(runs) == 1))
+    blocks += [_confused(run, evaluation, alone=len(runs) == 1) for _, run, evaluation in evaluated]
+    return (
+        f'<h2>Evaluation</h2><div class="charts">{"".join(blocks)}</div>'
+        '<p class="quiet">A band holds classes of similar size, half an octave wide, by rows of the training source. '
+        "Click a heading to sort.</p>"
+    )
+
+
+def _many_medium_few(evaluations: Sequence[dict[str, Any]], heads: Sequence[str]) -> str:
+    columns = [
+        [((row.get("name"), row.get("rule")), row) for row in evaluation.get("many_medium_few") or ()]
+        for evaluation in evaluations
+    ]
+    if not any(columns):
+        return ""
+    groups = joined_table(
+        ["group", "classes", "samples"],
+        heads,
+        columns,
+        lambda row: [
+            f"{row.get('name')}: {row['rule']}" if row.get("rule") else str(row.get("name")),
+            count(row.get("classes")),
+            count(row.get("samples")),
+        ],
+    )
+    return f"<h3>Many, medium, few</h3>{groups}"
+
+
+def _calibration(evaluated: Sequence[tuple[int, RunData, dict[str, Any]]], *, alone: bool) -> str:
+    """Reliability diagram: how often a prediction of a given confidence is right."""
+    lines = []
+    for number, run, evaluation in evaluated:
+        calibration = evaluation.get("calibration") or {}
+        bins = [
+            row
+            for row in calibration.get("bins") or ()
+            if row.get("samples") and row.get("confidence") is not None and row.get("top1") is not None
+        ]
+        name = "" if alone else f"{run.name}, "
+        lines.append(
+            Line(
+                label=f"{name}calibration error {decimal(calibration.get('ece'))}",
+                colour=0 if alone else number,
+                x=np.array([row["confidence"] for row in bins], dtype=np.float64),
+                y=np.array([row["top1"] for row in bins], dtype=np.float64),
+            )
+        )
+    return line_chart(
+        "Calibration: right predictions by confidence",
+        lines,
+        x_name="confidence of the prediction",
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+        diagonal=True,
+    )
+
+
+def _confused(run: RunData, evaluation: dict[str, Any], *, alone: bool) -> str:
+    pairs = evaluation.get("confused") or ()
+    if not pairs:
+        return ""
+    rows = [
+        f"<tr><td>{escape(short_name(str(pair.get('label_name', pair.get('label')))))}</td>"
+        f"<td class=left>{escape(short_name(str(pair.get('prediction_name', pair.get('prediction')))))}</td>"
+        f"<td>{count(pair.get('samples'))}</td><td>{percent(pair.get('label_fraction'))}</td></tr>"
+        for pair in pairs
+    ]
+    title = "Most confused" if alone else f"Most confused, {run.name}"
+    heads = ["label", "<span class=left>taken for</span>", "samples", "of the label"]
+    return f"<div><h3>{escape(title)}</h3>{table(heads, rows)}</div>"
