@@ -94,8 +94,8 @@ class Loader:
             window: samples of a stream that are shuffled together.
             run_length: consecutive samples that are read together. None: by the data set's size.
             augment: ranges of the crops, and effects such as colour jitter.
-            crop_position: x, y in [0, 1] of evaluation's crop in the room that the resized image leaves it: (0.5, 0.5) is
-                the centre, (0, 0) the upper left corner. Training draws its own.
+            crop_position: x, y in [0, 1] of evaluation's crop in the room that the resized image leaves it: (0.5, 0.5)
+                is the centre, (0, 0) the upper left corner. Training draws its own.
             transform: gets every `Batch` and gives what the loop sees in its place. It runs in a thread of its own, one
                 batch after the other in order, at most two ahead of the loop. It should keep nothing from batch to
                 batch, and draw random numbers from `batch.seed`: a resumed run then sees the same.
