@@ -94,12 +94,12 @@ def test_mistakes_are_counted_by_pair_however_they_come(pairs: list[tuple[int, i
 def test_mistakes_of_five_thousand_classes_take_no_square_of_them() -> None:
     counts = ConfusionCounts(5_000)
     rng = np.random.default_rng(0)
-    for _ in range(30):  # more than are kept as a list
+    for _ in range(22):  # more than are kept as a list
         labels = rng.integers(0, 5_000, 50_000)
         counts.add(outcomes(labels.tolist(), ((labels + 1) % 5_000).tolist(), [0.5] * 50_000))
-    assert counts.mistakes() == 1_500_000
+    assert counts.mistakes() == 1_100_000
     assert counts._pairs.nbytes + counts._counts.nbytes < 200_000
-    assert counts.most(1, [""] * 5_000, np.ones(5_000))[0]["samples"] > 300
+    assert counts.most(1, [""] * 5_000, np.ones(5_000))[0]["samples"] > 200
 
 
 def test_classes_are_many_medium_or_few_by_their_training_samples() -> None:

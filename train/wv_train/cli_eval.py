@@ -29,12 +29,12 @@ Examples:
   wv-eval --run runs/gated --shards val/ --crops 9
   wv-eval --ensemble runs/a:0.6 --ensemble runs/b:0.4 --shards val/
   wv-eval --ensemble runs/a --ensemble runs/b --fit-weights --shards val/ --json ensemble.json
-  torchrun --nproc-per-node 8 -m wv_train.cli_eval --run runs/gated --shards val/
+  torchrun --nproc-per-node 8 -m wv_train.cli_eval -r runs/gated --shards val/     (torchrun takes --run for its own)
 """
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder of a run of wv-train.")
+@click.option("-r", "--run", "run_path", type=click.Path(path_type=Path), help="Folder of a run of wv-train.")
 @click.option(
     "--ensemble",
     "members",
