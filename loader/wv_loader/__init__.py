@@ -17,6 +17,7 @@ from wv_loader.errors import (
     StorageError,
 )
 from wv_loader.metrics import MetricsServer, serve_metrics
+from wv_loader.pictures import decode_pictures
 from wv_loader.read import Failure
 from wv_loader.stats import LoaderStats
 
@@ -37,6 +38,7 @@ __all__ = [
     "StateMismatchError",
     "StorageError",
     "TimmLoader",
+    "decode_pictures",
     "engine_line",
     "missing_gpu",
     "serve_metrics",

@@ -28,6 +28,8 @@ _MOST_OPERATIONS = 100
 _FACTORS = ("brightness", "contrast", "saturation")
 MAGNITUDE_MAX = 30
 """RandAugment's strongest setting."""
+CENTRE = (0.5, 0.5)
+"""Position of evaluation's single crop: see `eval_crops`."""
 
 
 class Jitter(IntEnum):
@@ -253,20 +255,29 @@ def train_effects(augment: Augment, size_px: int, *, seed: int, epoch: int, slot
     )
 
 
-def eval_crops(augment: Augment, widths: NDArray[np.int64], heights: NDArray[np.int64], size_px: int) -> Crops:
+def eval_crops(
+    augment: Augment,
+    widths: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    size_px: int,
+    position: tuple[float, float] = CENTRE,
+) -> Crops:
     """The centre crop of evaluation, as torchvision's Resize and CenterCrop define it, as one box per image.
 
     Args:
         augment: for `eval_crop_fraction`.
         widths, heights: (n,) of the stored images.
         size_px: side of the model's input.
+        position: x, y in [0, 1] of the crop within the room that the resized image leaves it: (0, 0) touches the left
+            and the upper edge, (1, 1) the right and the lower one. Several of them make a multi-crop evaluation.
     """
+    x, y = position
     resized = round(size_px / augment.eval_crop_fraction)
     shorter = np.minimum(widths, heights)
     new_widths = np.where(widths == shorter, resized, resized * widths // shorter)
     new_heights = np.where(heights == shorter, resized, resized * heights // shorter)
-    left = np.rint((new_widths - size_px) / 2.0)
-    top = np.rint((new_heights - size_px) / 2.0)
+    left = np.rint((new_widths - size_px) * x)
+    top = np.rint((new_heights - size_px) * y)
     x_scale, y_scale = widths / new_widths, heights / new_heights
     corners = [left * x_scale, top * y_scale, (left + size_px) * x_scale, (top + size_px) * y_scale]
     return Crops(boxes=np.stack(corners, axis=1), flips=np.zeros(len(widths), dtype=np.bool_))

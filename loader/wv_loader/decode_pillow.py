@@ -74,6 +74,17 @@ class PillowEngine:
         return failures
 
 
+def upright_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Width and height of a picture that no index describes, turned as `decode` turns it; None where it is none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            turn = _orientation(image)
+            width, height = image.size
+    except (*_DECODE_ERRORS, *_BOMB_ERRORS):
+        return None
+    return (height, width) if turn is not None and turn.sides_swapped else (width, height)
+
+
 def _decode_one(
     data: bytes | memoryview, size: tuple[int, int], box: NDArray[np.float64], flip: bool, size_px: int
 ) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wv_loader.augment import Augment, eval_crops, train_crops, train_effects
+from wv_loader.augment import CENTRE, Augment, eval_crops, train_crops, train_effects
 from wv_loader.batch import Batch
 from wv_loader.checks import one_path, whole
 from wv_loader.dali_options import DaliOptions
@@ -63,6 +63,7 @@ class Loader:
         window: int = 1024,
         run_length: int | None = None,
         augment: Augment | None = None,
+        crop_position: tuple[float, float] = CENTRE,
         transform: Transform | None = None,
         device: torch.device | str | None = None,
         rank: int | None = None,
@@ -93,6 +94,8 @@ class Loader:
             window: samples of a stream that are shuffled together.
             run_length: consecutive samples that are read together. None: by the data set's size.
             augment: ranges of the crops, and effects such as colour jitter.
+            crop_position: x, y in [0, 1] of evaluation's crop in the room that the resized image leaves it: (0.5, 0.5)
+                is the centre, (0, 0) the upper left corner. Training draws its own.
             transform: gets every `Batch` and gives what the loop sees in its place. It runs in a thread of its own, one
                 batch after the other in order, at most two ahead of the loop. It should keep nothing from batch to
                 batch, and draw random numbers from `batch.seed`: a resumed run then sees the same.
@@ -125,6 +128,7 @@ class Loader:
             size_px=size_px,
             train=train,
             augment=augment,
+            crop_position=crop_position,
             transform=transform,
             rank=rank,
             world_size=world_size,
@@ -149,6 +153,7 @@ class Loader:
         self.train = options.train
         self.size_px = options.size_px
         self.augment = options.augment or Augment()
+        self.crop_position = options.crop_position
         self.transform = options.transform
         self.device = find_device(device)
         has_effects = self.train and self.augment.has_effects
@@ -429,7 +434,7 @@ class Loader:
             effects = train_effects(self.augment, self.size_px, seed=self.options.seed, epoch=epoch, slots=slots)
         else:
             effects = None
-            crops = eval_crops(self.augment, widths, heights, self.size_px)
+            crops = eval_crops(self.augment, widths, heights, self.size_px, self.crop_position)
         return Order(
             parts=parts.of(number, ordinals),
             job=Job(number=number, ordinals=ordinals, widths=widths, heights=heights, crops=crops, effects=effects),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wv_loader.augment import Augment
-from wv_loader.checks import one_path, plain, refuse, several, truth, whole, whole_or_none
+from wv_loader.checks import number, one_path, plain, refuse, several, truth, whole, whole_or_none
 from wv_loader.dali_options import DaliOptions
 from wv_loader.deliver import Transform
 
@@ -28,6 +28,7 @@ class LoaderOptions:
     size_px: int
     train: bool
     augment: Augment | None
+    crop_position: tuple[float, float]
     transform: Transform | None
     rank: int | None
     world_size: int | None
@@ -46,7 +47,11 @@ class LoaderOptions:
             raise refuse("transform", "a function or None", self.transform)
         if not isinstance(self.dali, DaliOptions | None):
             raise refuse("dali", "DaliOptions or None", self.dali)
+        place = several(self.crop_position)
+        if place is None or len(place) != 2:
+            raise refuse("crop_position", "two numbers, x and y", self.crop_position)
         checked = {
+            "crop_position": tuple(number("crop_position", one, 0.0, 1.0) for one in place),
             "size_px": whole("size_px", self.size_px, 1, MAX_SIZE_PX),
             "train": truth("train", self.train),
             "rank": whole_or_none("rank", self.rank, 0),

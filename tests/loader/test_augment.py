@@ -1,7 +1,10 @@
 """Crops: evaluation as torchvision defines it, training after RandomResizedCrop, both as boxes."""
 
 import io
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from wv_loader.augment import Augment, eval_crops, train_crops
+from wv_loader import Augment, Failure, Loader, decode_pictures
+from wv_loader.augment import eval_crops, train_crops
 from wv_loader.decode_pillow import PillowEngine
 
 sides = st.integers(1, 700)
@@ -100,6 +104,109 @@ def test_evaluation_of_photos_is_torchvisions(
         differences.append(np.abs(out[0].astype(int) - np.asarray(reference).astype(int)))
     assert np.concatenate(differences).max() <= largest
     assert np.concatenate(differences).mean() <= mean
+
+
+unit = st.floats(0.0, 1.0)
+
+
+@given(sides, sides, st.integers(1, 300), st.floats(0.3, 1.0), st.tuples(unit, unit))
+def test_an_evaluation_crop_at_any_position_is_the_centre_crop_moved_within_the_image(
+    w: int, h: int, size: int, fraction: float, position: tuple[float, float]
+) -> None:
+    augment = Augment(eval_crop_fraction=fraction)
+    centre = eval_crops(augment, *arrays(w, h), size).boxes[0]
+    moved = eval_crops(augment, *arrays(w, h), size, position).boxes[0]
+    assert np.allclose(moved[2:] - moved[:2], centre[2:] - centre[:2], rtol=1e-9)
+    assert (moved[:2] >= 0).all()
+    assert (moved[2:] <= np.array([w, h]) * (1 + 1e-12)).all()
+    assert eval_crops(augment, *arrays(w, h), size, (0.0, 0.0)).boxes[0, :2].tolist() == [0.0, 0.0]
+    assert np.allclose(eval_crops(augment, *arrays(w, h), size, (1.0, 1.0)).boxes[0, 2:], [w, h], rtol=1e-12)
+
+
+@given(sides, sides, st.integers(1, 300), st.floats(0.3, 1.0))
+def test_the_default_position_is_the_centre_crop_bit_for_bit(w: int, h: int, size: int, fraction: float) -> None:
+    """Half of the room, rounded to even, as evaluation has always cut it."""
+    resized, shorter = round(size / fraction), min(w, h)
+    new_w = resized if w == shorter else resized * w // shorter
+    new_h = resized if h == shorter else resized * h // shorter
+    left, top = round((new_w - size) / 2), round((new_h - size) / 2)
+    x_scale, y_scale = w / new_w, h / new_h
+    expected = [left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale]
+    assert eval_crops(Augment(eval_crop_fraction=fraction), *arrays(w, h), size).boxes[0].tolist() == expected
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (91, 37), (33, 200)])
+def test_corner_crops_are_torchvisions(width: int, height: int) -> None:
+    rng = np.random.default_rng(width)
+    pixels = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height))
+    buffer = io.BytesIO()
+    pixels.save(buffer, "PNG")
+    reference = v2.FiveCrop(28)(v2.Resize(32)(pixels))
+    positions = [(0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5)]
+    for position, expected in zip(positions, reference, strict=True):
+        out, failures = decode_pictures([buffer.getvalue()], 28, Augment(), position)
+        assert failures == [None]
+        assert np.abs(out[0].astype(int) - np.asarray(expected).astype(int)).max() <= 2, position
+
+
+@pytest.mark.parametrize("position", [(0.5, 0.5), (0.0, 1.0), (0.8, 0.1)])
+def test_pictures_without_a_data_set_are_shown_as_a_loader_shows_its_samples(
+    small_dataset: Path, position: tuple[float, float]
+) -> None:
+    options: dict[str, Any] = {"batch_size": 40, "size_px": 13, "train": False, "engine": "pillow", "threads": 1}
+    augment = Augment(eval_crop_fraction=0.7)
+    with Loader(small_dataset, **options, augment=augment, crop_position=position) as loader:
+        batch = next(iter(loader))
+        files = [loader.dataset.read(int(ordinal)) for ordinal in batch.ordinals]
+    out, failures = decode_pictures(files, 13, augment, position)
+    assert failures == [None] * 40
+    assert np.array_equal(out, batch.images.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("engine", ["turbo", "dali-cpu"])
+def test_every_engine_shows_the_box_of_the_position(
+    small_dataset: Path, engine: str, request: pytest.FixtureRequest
+) -> None:
+    if engine == "dali-cpu":
+        request.getfixturevalue("dali")
+    elif find_spec("wv_loader._turbo") is None:
+        pytest.skip("the turbo engine's kernel is not built here (see setup.py)")
+    augment = Augment(eval_crop_fraction=0.6)
+
+    def first(engine: str, position: tuple[float, float]) -> np.ndarray:
+        options: dict[str, Any] = {"batch_size": 64, "size_px": 12, "train": False, "threads": 1, "augment": augment}
+        with Loader(small_dataset, **options, engine=engine, crop_position=position) as loader:
+            return next(iter(loader)).images.numpy().astype(int)
+
+    for position in ((0.0, 0.0), (1.0, 0.3)):
+        shown = first("pillow", position)
+        assert np.abs(first(engine, position) - shown).mean() < 1.0
+        assert np.abs(first(engine, (0.5, 0.5)) - shown).mean() > 5.0
+
+
+def test_pictures_that_are_none_are_told_from_those_that_are(draw_jpeg: Callable[..., bytes]) -> None:
+    file = draw_jpeg(1)
+    out, failures = decode_pictures([file, b"no picture", file[: len(file) // 2], b"", file], 8)
+    assert failures == [None, Failure.DECODE, Failure.DECODE, Failure.DECODE, None]
+    assert np.array_equal(out[0], out[4])
+    assert not out[1:4].any()
+    assert decode_pictures([], 8)[0].shape == (0, 8, 8, 3)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_picture_that_exif_turns_is_shown_upright(orientation: int) -> None:
+    rng = np.random.default_rng(0)
+    pixels = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((60, 40))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = pixels.transpose(Image.Transpose.ROTATE_180 if orientation == 3 else Image.Transpose.ROTATE_90)
+    files = []
+    for picture, options in ((pixels, {}), (stored, {"exif": exif.tobytes()})):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", **options)
+        files.append(buffer.getvalue())
+    out, _ = decode_pictures(files, 16, crop_position=(0.0, 0.0))
+    assert np.abs(out[0].astype(int) - out[1].astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ WRONG: dict[str, list[Any]] = {
     "train": ["no", None, 1],
     "exclude": [None, 3, [3]],
     "augment": [{}, Augment],
+    "crop_position": [None, 0.5, (0.5,), (0.5, 1.1), (-0.1, 0.5), (NAN, 0.5), ("0", 0), (True, 0.5)],
     "transform": [3],
     "device": [3.5, "warp"],
     "rank": ["0", -1],

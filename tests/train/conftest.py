@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from wv_loader import Batch
+from wv_train.data import DataConfig
+from wv_train.job import Job, run_job
+from wv_train.recipe import recipe_from_table
 from wv_train.table import set_key, to_toml
 
 
@@ -74,3 +77,20 @@ def draw_batch() -> Callable[..., Batch]:
         )
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def two_runs(small_dataset: Path, val_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Finished runs of other models, sizes and crops on the same classes; read-only by agreement."""
+    runs = []
+    for name, changes in (
+        ("a", ("size_px=16",)),
+        ("b", ("size_px=20", "model=wv_resnet_16_32_64_gn", "augment={eval_crop_fraction = 0.7}", "seed=8")),
+    ):
+        table = tiny_table(*changes)
+        table["phases"] = table["phases"][:1]
+        out = tmp_path_factory.mktemp("two_runs") / name
+        data = DataConfig(shards=small_dataset, loader_threads=1)
+        run_job(Job(recipe=recipe_from_table(table), data=data, out=out, device="cpu"))
+        runs.append(out)
+    return runs[0], runs[1]

@@ -154,6 +154,8 @@ def test_engines_give_a_model_the_same_top1(
         results.append(json.loads(out.read_text()))
         assert results[-1].pop("engine") == name
     assert results[0].pop("loss") == pytest.approx(results[1].pop("loss"), rel=loss_tolerance)
+    for result in results:  # of confidences, which differ a little as the loss does
+        del result["expected_calibration_error"], result["calibration"]
     assert results[0] == results[1]
 
 

@@ -13,14 +13,15 @@ import torch
 from wv_loader import Batch, Loader
 from wv_train import job as job_module
 from wv_train.checkpoint import Checkpoint
-from wv_train.cli_eval import evaluate_run
 from wv_train.data import DataConfig
 from wv_train.distributed import World
 from wv_train.errors import NonFiniteLossError
+from wv_train.evaluation import EvalConfig, evaluate_run, open_lockstep
 from wv_train.job import Job, run_job
+from wv_train.lockstep import ValidationData
 from wv_train.recipe import recipe_from_table
-from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
+from wv_train.trained import load_trained
 
 TIMES = ("images_per_s", "images_per_s_without_wait", "wait_s")
 
@@ -152,8 +153,10 @@ def test_a_validation_row_speaks_of_the_weights_at_its_step(
     with pytest.raises(Stopped):
         run_job(_job(table, small_dataset, val_dataset, out))
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    run = RunDirectory(out)
-    result = evaluate_run(run, run.read_info(), val_dataset, "last", world, "auto", 1)
+    trained = load_trained(out, checkpoint="last", weights="model", device=world.device)
+    config = EvalConfig(data=ValidationData(shards=val_dataset, loader_threads=1))
+    with open_lockstep([trained], config, world) as shown:
+        result = evaluate_run(trained, config, shown, world)
     row = next(row for row in _rows(whole) if row["kind"] == "val" and row["step"] == 7)
     assert (row["top1"], row["loss"]) == (result["top1"], pytest.approx(result["loss"]))
 

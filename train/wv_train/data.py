@@ -72,8 +72,13 @@ def open_validation_loader(
     engine: str = "auto",
     threads: int | None = None,
     bad_budget: int | float | None = 0.01,
+    crop_position: tuple[float, float] = (0.5, 0.5),
+    read_ahead_bytes: int | None = None,
 ) -> Loader:
-    """Every sample once, centre crop. Raises ClassMismatchError where the classes are not the training set's."""
+    """Every sample once, cropped in the centre or at `crop_position`.
+
+    Raises ClassMismatchError where the classes are not the training set's.
+    """
     loader = Loader(
         directory,
         batch_size=recipe.batch_size,
@@ -81,10 +86,12 @@ def open_validation_loader(
         engine=engine,
         train=False,
         augment=recipe.augment,
+        crop_position=crop_position,
         rank=world.rank,
         world_size=world.size,
         device=world.device,
         threads=threads,
+        read_ahead_bytes=read_ahead_bytes,
         bad_budget=bad_budget,
     )
     try:
