@@ -1,6 +1,7 @@
 """Fixtures of the trainer's tests: a tiny recipe of three phases, and batches without a loader."""
 
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,10 @@ def draw_batch() -> Callable[..., Batch]:
         )
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Callable[[str], str]:
+    """The text of a shipped recipe."""
+    folder = resources.files("wv_train") / "recipes"
+    return lambda name: (folder / f"{name}.toml").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from wv_train.options import ENGINE_HELP, bad_budget_option
 from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
-from wv_train.table import set_key, to_table, to_toml
+from wv_train.table import to_table, to_toml
 
 EPILOG = f"""\b
 Shipped recipes: {", ".join(recipe_names())}
@@ -27,7 +27,7 @@ Examples:
   wv-train --shards train/ --val val/ --recipe demo --out runs/gated
   wv-train --shards train/ --recipe my.toml --out runs/a --set phases.gated.gate.start=0.3
   wv-train --resume --out runs/gated
-  torchrun --nproc-per-node 8 -m wv_train --shards train/ --recipe webvision-resnet50 --out runs/r50
+  torchrun --nproc-per-node 8 -m wv_train --shards train/ --recipe webvision1-resnet50 --out runs/r50
   wv-train --recipe demo --print-recipe > my.toml
 """
 
@@ -170,9 +170,7 @@ def _recipe(name: str | None, overrides: tuple[str, ...], saved: dict[str, objec
         return load_recipe(name, overrides)
     if saved is None:
         raise click.UsageError(f"--recipe is missing: a TOML file or one of {', '.join(recipe_names())}")
-    for assignment in overrides:
-        set_key(saved, assignment)
-    return recipe_from_table(saved)
+    return recipe_from_table(saved, overrides)
 
 
 def _say_plan(job: Job) -> None:

@@ -71,11 +71,12 @@ class GateConfig:
     schedule: GateCurve = "linear"
     """How the threshold falls: `linear`, `cosine`, or in `levels` equal falls (`step`)."""
     levels: int = 4
+    """Of `step`: how many equal falls lead from `start` to `end`."""
     lowered_by: float = 1.0
     """Fraction of the phase, in (0, 1], after which the threshold has reached `end`."""
     min_kept_fraction: float = 0.1
-    """A class that has kept less than this of its last visits is gated by its own mean confidence until it keeps more: a
-    guard against the collapse of a gate that feeds on itself; 0: none. See `guard`."""
+    """A class that has kept less than this of its last visits is gated by its own mean confidence until it keeps more:
+    a guard against the collapse of a gate that feeds on itself; 0: none. See `guard`."""
     passes: GatePasses = "auto"
     """`one`: forward and backward of the whole batch, gated samples weigh 0. `two`: a forward pass without gradients
     picks the samples, a second pass learns from them alone. `auto`: two while less than two thirds are kept."""

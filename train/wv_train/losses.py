@@ -25,8 +25,8 @@ def class_weights(
     """Weight of each class, (K,) float32, from its expected shows an epoch *after* sampling, (K,).
 
     none: 1. inverse: 1/E. sqrt: 1/√E. effective: (1−β)/(1−β^E), Cui et al., "Class-Balanced Loss Based on Effective
-    Number of Samples", CVPR 2019. file: `given`, (K,). The mean over what is shown, ΣE·w/ΣE, is 1; a class that is never
-    shown weighs 0.
+    Number of Samples", CVPR 2019. file: `given`, (K,). The mean over what is shown, ΣE·w/ΣE, is 1; a class that is
+    never shown weighs 0.
     """
     shown = exposure > 0
     count = np.where(shown, exposure, 1.0)
