@@ -10,9 +10,9 @@ import click
 from wv_loader import ENGINES, EngineError, LoaderError
 from wv_shards import ShardsError
 from wv_train.data import DataConfig
-from wv_train.distributed import open_world
+from wv_train.dry_run import dry_run as plan_only
 from wv_train.errors import RecipeError, TrainError
-from wv_train.job import Job, opening_lines, prepare, run_job
+from wv_train.job import Job, run_job
 from wv_train.options import ENGINE_HELP, bad_budget_option
 from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
 from wv_train.run_directory import RunDirectory
@@ -60,7 +60,10 @@ Examples:
     help="Overlay of samples not to be shown.",
 )
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as it would be used, and stop.")
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would run, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would run and need, write nothing.")
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Of --dry-run: rates and gate as this SVG file."
+)
 @click.version_option(package_name="wv-toolkit")
 def command(
     shards: Path | None,
@@ -82,6 +85,7 @@ def command(
     exclude: tuple[Path, ...],
     print_recipe: bool,
     dry_run: bool,
+    picture: Path | None,
 ) -> None:
     """Train a classifier on shards of noisy, skewed web images.
 
@@ -92,6 +96,8 @@ def command(
     if print_recipe:
         click.echo(to_toml(to_table(_recipe(recipe_name, overrides, None))), nl=False)
         return
+    if picture is not None and not dry_run:
+        raise click.UsageError("--picture goes with --dry-run")
     if out is None and not dry_run:
         raise click.UsageError("--out is missing: the folder that the run is written to")
     remembered = False
@@ -126,7 +132,7 @@ def command(
         metrics_host=metrics_host,
     )
     if dry_run:
-        _say_plan(job)
+        plan_only(job, picture)
         return
     try:
         run_job(job)
@@ -171,18 +177,3 @@ def _recipe(name: str | None, overrides: tuple[str, ...], saved: dict[str, objec
     if saved is None:
         raise click.UsageError(f"--recipe is missing: a TOML file or one of {', '.join(recipe_names())}")
     return recipe_from_table(saved, overrides)
-
-
-def _say_plan(job: Job) -> None:
-    with open_world(job.device) as world:
-        model, plans, facts = prepare(job, world)
-        if not world.is_main:
-            return
-        for line in opening_lines(job, world, model, plans, facts):
-            click.echo(line)
-        for plan in plans:
-            shown = plan.exposure[plan.exposure > 0]
-            click.echo(
-                f"phase {plan.phase.name}: a class is shown {shown.min():,.1f} to {shown.max():,.1f} times an epoch"
-            )
-        click.echo(f"{sum(plan.steps for plan in plans):,} steps in all; nothing was written")

@@ -17,18 +17,19 @@ from PIL import Image
 from wv_train.models import make_model
 
 CURVES = {
-    # name: (batch, steps, rate, step at which the rate falls to a tenth)
-    "converging": (128, 5000, 0.05, None),
-    "rate_step": (128, 5000, 0.05, 2500),
-    "noisy": (64, 8000, 0.05, None),
-    "slow": (128, 4000, 0.0003, None),
+    # name: (batch, steps, rate, step at which the rate falls to a tenth, weight decay)
+    "converging": (128, 5000, 0.05, None, 5e-4),
+    "rate_step": (128, 5000, 0.05, 2500, 5e-4),
+    "noisy": (64, 8000, 0.05, None, 5e-4),
+    "slow": (128, 4000, 0.0003, None, 5e-4),
+    "stable": (128, 5000, 0.05, None, 1e-2),
 }
 _IMAGES = 5_000
 
 
 def record(data: Path, name: str) -> None:
     """Train, and write NAME.npy beside this file."""
-    batch, steps, rate, fall = CURVES[name]
+    batch, steps, rate, fall, decay = CURVES[name]
     archive = np.load(data / "cifar10n_train.npz")
     jpeg, offsets = archive["jpeg"], archive["offsets"]
     images = np.stack(
@@ -40,7 +41,7 @@ def record(data: Path, name: str) -> None:
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     model = make_model("wv_resnet_16_32_64", 10).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
     losses: list[float] = []
     order: list[int] = []
     while len(losses) < steps:
