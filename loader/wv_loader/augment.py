@@ -101,7 +101,9 @@ class Augment:
     brightness: float = 0.0
     """Colour jitter as torchvision's ColorJitter: the factor is drawn from 1 − this … 1 + this, not below 0."""
     contrast: float = 0.0
+    """The same for the contrast: how far pixels are from the image's mean grey."""
     saturation: float = 0.0
+    """The same for the saturation: how far pixels are from their own grey."""
     hue: float = 0.0
     """Turns of the colour circle, drawn from − this … + this; at most 0.5."""
     randaugment_operations: int = 0

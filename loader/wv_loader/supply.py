@@ -69,7 +69,7 @@ class Supply:
         self._threads = threads or _default_threads()
         self._processes = processes
         self._prefetch = prefetch
-        budget_bytes = _default_read_ahead() if read_ahead_bytes is None else read_ahead_bytes
+        budget_bytes = default_read_ahead_bytes() if read_ahead_bytes is None else read_ahead_bytes
         self._arena_bytes = budget_bytes // _KEPT_OF_BUDGET
         self._arenas = Arenas(self._arena_bytes)
         self.read_ahead = ReadAheadSize.within(
@@ -185,6 +185,7 @@ def _default_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_ranks())
 
 
-def _default_read_ahead() -> int:
+def default_read_ahead_bytes() -> int:
+    """Memory for files that are read ahead, of each rank, where nothing is said of it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(memory // 8, _MOST_READ_AHEAD_BYTES) // local_ranks()

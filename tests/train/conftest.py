@@ -1,6 +1,7 @@
 """Fixtures of the trainer's tests: a tiny recipe of three phases, and batches without a loader."""
 
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,10 @@ def two_runs(small_dataset: Path, val_dataset: Path, tmp_path_factory: pytest.Te
         run_job(Job(recipe=recipe_from_table(table), data=data, out=out, device="cpu"))
         runs.append(out)
     return runs[0], runs[1]
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Callable[[str], str]:
+    """The text of a shipped recipe."""
+    folder = resources.files("wv_train") / "recipes"
+    return lambda name: (folder / f"{name}.toml").read_text(encoding="utf-8")

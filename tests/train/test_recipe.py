@@ -9,8 +9,9 @@ import pytest
 
 from wv_train.errors import RecipeError
 from wv_train.gate import GateConfig
-from wv_train.recipe import load_recipe, recipe_from_table, recipe_names
+from wv_train.recipe import RecipeSource, load_recipe, recipe_from_table, recipe_names
 from wv_train.table import first_difference, set_key, to_table, to_toml
+from wv_train.toml_lines import key_lines
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -53,20 +54,86 @@ def test_the_demo_recipes_have_three_phases_and_one_budget() -> None:
         ("optimizer.momentum=1", "optimizer.momentum: expected 0 <= momentum < 1"),
         ("optimiser.momentum=0.5", "optimiser: no such key; did you mean optimizer"),
         ("augment.crop_scale=[0.5]", "augment.crop_scale: expected a list of 2, each a number"),
-        ("augment.crop_scale=[0.9, 0.5]", "augment: crop_scale must be"),
+        ("augment.crop_scale=[0.9, 0.5]", "augment.crop_scale: must be 0 < low"),
+        ("augment.hue=2", "augment.hue: expected a number from 0 to 0.5"),
         ("batch_size=0", "batch_size: expected 1 or more, found 0"),
         ("model.name=x", "model.name: no such key"),
-        ("seed", "--set seed: expected KEY=VALUE"),
+        ("seed", "expected KEY=VALUE"),
     ],
 )
-def test_mistakes_name_the_whole_key_path(
+def test_mistakes_name_the_override_and_the_whole_key_path(
     override: str, message: str, tmp_path: Path, write_recipe: Callable[..., Path]
 ) -> None:
     path = write_recipe(tmp_path / "tiny.toml")
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(path), (override,))
-    assert str(caught.value).startswith(message)
+    assert str(caught.value).startswith(f"--set {override}: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "held", "message"),
+    [
+        ("start = 0.3", "strat = 0.3", "strat = 0.3", "phases.gated.gate.strat: no such key; did you mean start"),
+        ("start = 0.3", "start = 1.3", "start = 1.3", "phases.gated.gate.start: expected a probability"),
+        ("seed = 3", "seed = -3", "seed = -3", "seed: expected 0 or more"),
+        ("seed = 3", "sed = 3", "sed = 3", "sed: no such key; did you mean seed"),
+        ("milestones = [0.5]", "milestones = [\n0.5,\n'x']", "'x']", "phases.gated.milestones[1]: expected a number"),
+        # What is not there has the line of the table that it is missing from.
+        ("lr = 0.01", "", "[[phases]]", "phases.finetune.lr: missing"),
+        ("steps = 6", "", "[[phases]]", "phases.finetune.steps: expected exactly one of steps, epochs and until"),
+        ('model = "wv_resnet_16_32_64"', "", None, "model: missing"),
+    ],
+)
+def test_mistakes_in_a_file_name_its_line(
+    old: str, new: str, held: str | None, message: str, tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    path = write_recipe(tmp_path / "tiny.toml")
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    lines = path.read_text().splitlines()
+    where = path if held is None else f"{path}:{len(lines) - lines[::-1].index(held)}"  # the last that is so
+    assert str(caught.value).startswith(f"{where}: {message}")
+    with pytest.raises(RecipeError) as again:  # an override that has nothing to do with it is not blamed
+        load_recipe(str(path), ("log_every_steps=5",))
+    assert str(again.value) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blamed", "message"),
+    [
+        (("seed=1", "phases.base.schedule=step", "log_every_steps=7"), 1, "phases.base.milestones: expected fractions"),
+        (("phases.gated.schedule=constant", "seed=2"), 0, "phases.gated.milestones: expected fractions"),
+        (("phases.gated.gate.start=0.2", "phases.gated.gate.end=0.25"), 1, "phases.gated.gate.end: expected 0 <= end"),
+        (("seed=1", "batch_size=17", "streams=3"), 2, "streams: expected a divisor of batch_size (17), found 3"),
+    ],
+)
+def test_of_several_overrides_the_one_to_blame_is_named(
+    overrides: tuple[str, ...], blamed: int, message: str, tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    path = write_recipe(tmp_path / "tiny.toml")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), overrides)
+    assert str(caught.value).startswith(f"--set {overrides[blamed]}: {message}")
+
+
+def test_an_override_can_mend_what_a_file_has_wrong(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe(tmp_path / "tiny.toml")
+    path.write_text(path.read_text().replace("seed = 3", "seed = -3"))
+    assert load_recipe(str(path), ("seed=4",)).seed == 4
+    with pytest.raises(RecipeError, match=r"--set seed=-4: seed: expected 0 or more, found -4"):
+        load_recipe(str(path), ("seed=-4",))
+
+
+def test_a_mistake_in_a_shipped_recipe_would_name_its_line(shipped: Callable[[str], str]) -> None:
+    text = shipped("demo").replace('kind = "label_average"', 'kidn = "label_average"', 1)
+    source = RecipeSource(where="demo.toml", lines=key_lines(text))
+    line = text.splitlines().index('kidn = "label_average"') + 1
+    with pytest.raises(RecipeError, match=rf"^demo\.toml:{line}: phases\.gated\.gate\.kidn: no such key"):
+        recipe_from_table(tomllib.loads(text), source=source)
 
 
 def test_a_missing_key_is_named_with_what_it_should_be(tiny_table: Callable[..., dict[str, Any]]) -> None:

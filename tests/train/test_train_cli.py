@@ -306,7 +306,7 @@ def test_resuming_on_other_shards_blames_the_shards_and_not_the_validation_set(
     assert wv_train(*start)[0] == 0
     other = draw_dataset(tmp_path / "other", [40, 20])
     resumed = wv_train("--resume", "--out", out, "--shards", other, "--device", "cpu")
-    _refused(resumed, 1, "last.pt: trained on 6 classes, these shards have 2", "give the shards that the run began with")
+    _refused(resumed, 1, "last.pt: trained on 6 classes, these shards have 2; give the shards that the run began with")
 
 
 def test_wrong_usage_is_exit_code_2(

@@ -10,14 +10,15 @@ import click
 from wv_loader import ENGINES, EngineError, LoaderError
 from wv_shards import ShardsError
 from wv_train.data import DataConfig
-from wv_train.distributed import open_world
+from wv_train.dry_run import dry_run as plan_only
 from wv_train.errors import RecipeError, TrainError
-from wv_train.job import Job, opening_lines, prepare, run_job, should_resume
+from wv_train.job import Job, run_job, should_resume
 from wv_train.options import ENGINE_HELP, bad_budget_option
 from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
-from wv_train.table import set_key, to_table, to_toml
+from wv_train.table import to_table, to_toml
+from wv_train.trainer import Pace
 
 EPILOG = f"""\b
 Shipped recipes: {", ".join(recipe_names())}
@@ -27,7 +28,8 @@ Examples:
   wv-train --shards train/ --val val/ --recipe demo --out runs/gated
   wv-train --shards train/ --recipe my.toml --out runs/a --set phases.gated.gate.start=0.3
   wv-train --resume --out runs/gated
-  torchrun --nproc-per-node 8 -m wv_train --shards train/ --recipe webvision-resnet50 --out runs/r50
+  torchrun --nproc-per-node 8 -m wv_train --shards train/ --recipe webvision1-resnet50 --out runs/r50
+  torchrun --nproc-per-node 2 -m wv_train --resume --out runs/r50 --micro-batch 64    fewer GPUs, the same global batch
   wv-train --recipe demo --print-recipe > my.toml
 """
 
@@ -60,6 +62,12 @@ Examples:
 @click.option("--engine", type=click.Choice(ENGINES), help=f"{ENGINE_HELP} Without it: auto, or the resumed run's.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
+    "--micro-batch",
+    type=click.IntRange(min=1),
+    help="Samples that go through the model at once on a rank; more of the global batch is accumulated.",
+)
+@click.option("--compile", "compile_model", is_flag=True, help="Compile the model with torch.compile.")
+@click.option(
     "--exclude",
     multiple=True,
     type=click.Path(path_type=Path),
@@ -69,7 +77,10 @@ Examples:
     "--truth", type=click.Path(path_type=Path), help="CSV with path, label, true_label: measure the gate's precision."
 )
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as it would be used, and stop.")
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would run, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would run and need, write nothing.")
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Of --dry-run: rates and gate as this SVG file."
+)
 @click.version_option(package_name="wv-toolkit")
 def command(
     shards: Path | None,
@@ -88,10 +99,13 @@ def command(
     metrics_host: str,
     engine: str | None,
     device: str,
+    micro_batch: int | None,
+    compile_model: bool,
     exclude: tuple[Path, ...],
     truth: Path | None,
     print_recipe: bool,
     dry_run: bool,
+    picture: Path | None,
 ) -> None:
     """Train a classifier on shards of noisy, skewed web images.
 
@@ -102,6 +116,8 @@ def command(
     if print_recipe:
         click.echo(to_toml(to_table(_recipe(recipe_name, overrides, None))), nl=False)
         return
+    if picture is not None and not dry_run:
+        raise click.UsageError("--picture goes with --dry-run")
     if out is None and not dry_run:
         raise click.UsageError("--out is missing: the folder that the run is written to")
     remembered = False
@@ -135,11 +151,12 @@ def command(
         device=device,
         threads=threads,
         truth=truth,
+        pace=Pace(micro_batch=micro_batch, compile_model=compile_model),
         metrics_port=metrics_port,
         metrics_host=metrics_host,
     )
     if dry_run:
-        _say_plan(job)
+        plan_only(job, picture)
         return
     try:
         run_job(job)
@@ -183,21 +200,4 @@ def _recipe(name: str | None, overrides: tuple[str, ...], saved: dict[str, objec
         return load_recipe(name, overrides)
     if saved is None:
         raise click.UsageError(f"--recipe is missing: a TOML file or one of {', '.join(recipe_names())}")
-    for assignment in overrides:
-        set_key(saved, assignment)
-    return recipe_from_table(saved)
-
-
-def _say_plan(job: Job) -> None:
-    with open_world(job.device) as world:
-        model, plans, facts = prepare(job, world)
-        if not world.is_main:
-            return
-        for line in opening_lines(job, world, model, plans, facts):
-            click.echo(line)
-        for plan in plans:
-            shown = plan.exposure[plan.exposure > 0]
-            click.echo(
-                f"phase {plan.phase.name}: a class is shown {shown.min():,.1f} to {shown.max():,.1f} times an epoch"
-            )
-        click.echo(f"{sum(plan.steps for plan in plans):,} steps in all; nothing was written")
+    return recipe_from_table(saved, overrides)

@@ -3,14 +3,20 @@
 The trainer knows batches, not shards; this is the one file that knows both a recipe and the loader's options.
 """
 
+import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wv_loader import Loader
 from wv_shards import Dataset, combine
 from wv_train.distributed import World
 from wv_train.errors import ClassMismatchError, TrainError
 from wv_train.recipe import Recipe
+from wv_train.table import close_matches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +118,58 @@ def check_classes(who: str, trained: list[str], found: list[str]) -> None:
         class_id = next(i for i, (one, other) in enumerate(zip(trained, found, strict=True)) if one != other)
         detail = f"class {class_id} is {trained[class_id]!r} in training, {found[class_id]!r} here"
     raise ClassMismatchError(f"{who}: other classes: {detail}; build the data with --classes-from the training shards")
+
+
+def read_class_weights(path: Path, classes: list[str]) -> NDArray[np.float64]:
+    """Weight of each class, (K,) float64, by class id, from a CSV with the header `class,weight`.
+
+    A class goes by its name or, where no class is called so, by its id; every class stands there once. Weights are
+    finite, 0 or more, and not all 0.
+
+    Raises TrainError, with the line where it is one line's fault.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            lines = [(rows.line_num, row) for row in rows if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a CSV in UTF-8"
+        raise TrainError(f"class_weights_file {path}: cannot be read: {reason}") from error
+    header = [name.strip() for name in lines[0][1]] if lines else []
+    if header != ["class", "weight"]:
+        raise TrainError(f"{path}:1: expected the header class,weight, found {','.join(header) or 'nothing'}")
+    by_id = {str(class_id): class_id for class_id in range(len(classes))}
+    class_ids = by_id | {name: class_id for class_id, name in enumerate(classes)}
+    weights = np.full(len(classes), np.nan)
+    first_lines: dict[int, int] = {}
+    for line, row in lines[1:]:
+        where = f"{path}:{line}"
+        if len(row) != 2:
+            raise TrainError(f"{where}: expected a class and its weight, found {len(row)} columns")
+        name, text = row[0].strip(), row[1].strip()
+        if name not in class_ids:
+            hint = close_matches(name, classes) or f"; names and ids 0 to {len(classes) - 1} are known"
+            raise TrainError(f"{where}: {name!r} is no class of the training data{hint}")
+        class_id = class_ids[name]
+        if class_id in first_lines:
+            raise TrainError(f"{where}: class {name!r} stands in line {first_lines[class_id]} already; leave one out")
+        first_lines[class_id], weights[class_id] = line, _weight(where, text)
+    if missing := [name for class_id, name in enumerate(classes) if class_id not in first_lines]:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise TrainError(f"{path}: no weight for class {missing[0]!r}{more}: expected every class once")
+    if not weights.any():
+        raise TrainError(f"{path}: all weights are 0: expected one or more above")
+    return weights
+
+
+def _weight(where: str, text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0.0 <= weight < math.inf:
+        raise TrainError(f"{where}: expected a weight of 0 or more, found {text!r}")
+    return weight
 
 
 def keys_of(directory: Path, ordinals: list[int]) -> list[str]:

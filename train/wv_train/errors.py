@@ -11,7 +11,14 @@ class TrainError(Exception):
 
 
 class RecipeError(TrainError):
-    """A recipe that cannot be read; the message begins with the key's whole path."""
+    """A recipe that cannot be read; the message names the key's whole path, and its file and line where they are known.
+
+    `key_path` is the path alone, "" where no key is to blame.
+    """
+
+    def __init__(self, message: str, *, key_path: str = "") -> None:
+        super().__init__(message)
+        self.key_path = key_path
 
 
 class ModelError(TrainError):

@@ -71,6 +71,7 @@ class GateConfig:
     schedule: GateCurve = "linear"
     """How the threshold falls: `linear`, `cosine`, or in `levels` equal falls (`step`)."""
     levels: int = 4
+    """Of `step`: how many equal falls lead from `start` to `end`."""
     lowered_by: float = 1.0
     """Fraction of the phase, in (0, 1], after which the threshold has reached `end`."""
     min_kept_fraction: float = 0.1

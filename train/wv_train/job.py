@@ -22,9 +22,10 @@ from torch import nn
 from wv_loader import Loader, LoaderStats, MetricsServer, engine_line, serve_metrics
 from wv_shards import Dataset, ShardsError, write_atomic
 from wv_train.checkpoint import Checkpoint
-from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader
+from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader, read_class_weights
 from wv_train.distributed import World, lost_contact, open_world
 from wv_train.errors import NonFiniteLossError, RecipeError, TrainError
+from wv_train.learner import with_synchronized_batch_norm
 from wv_train.live_view import PhaseLength
 from wv_train.models import check_model, make_model
 from wv_train.progress import RunLog, Screen
@@ -161,8 +162,9 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
     data = replace(job.data, quarantine=None)  # its folder is not there yet
     for index, phase in enumerate(job.recipe.phases):
         with closing(open_phase_loader(data, job.recipe, index, world)) as loader:
-            plans.append(plan_phase(phase, loader))
             facts = facts or _facts(loader)
+            path = phase.class_weights_file
+            plans.append(plan_phase(phase, loader, read_class_weights(Path(path), facts.classes) if path else None))
     assert facts is not None  # a recipe has a phase
     if job.truth is not None and world.is_main:
         with Dataset.open(job.data.shards) as dataset:
@@ -175,6 +177,8 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
     classes = len(facts.classes)
     model = make_model(job.recipe.model, classes).to(world.device)
     model = model.to(memory_format=torch.channels_last)  # as the loader's images
+    if job.recipe.sync_batch_norm:
+        model = with_synchronized_batch_norm(model, world)
     check_model(model, job.recipe.model, size_px=job.recipe.size_px, classes=classes, device=world.device)
     return model, plans, facts
 
@@ -199,7 +203,8 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
     for plan in plans:
         phase, gate = plan.phase, plan.phase.gate
         length = f"at most {plan.steps:,} steps" if phase.until else f"{plan.steps:,} steps"
-        gated = f", gate {gate.kind} {gate.start:g} to {gate.end:g}" if gate else ""
+        unit = "a share of " if gate and gate.unit == "share" else ""
+        gated = f", gate {gate.kind} {unit}{gate.start:g} to {gate.end:g} ({gate.schedule})" if gate else ""
         lines.append(
             f"phase {phase.name}: {length}, lr {phase.lr:g} {phase.schedule}, balance {phase.balance:g}, "
             f"class weights {phase.class_weights}{gated}"

@@ -4,6 +4,7 @@ A recipe is a model, a batch and a list of named phases. Shipped recipes lie in 
 a key is turned into tensors is the business of the file that uses it.
 """
 
+import copy
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,6 +16,7 @@ from wv_train.errors import FieldError, RecipeError
 from wv_train.gate import GateConfig
 from wv_train.losses import ClassWeights, LogitPrior
 from wv_train.table import close_matches, read_table, set_key
+from wv_train.toml_lines import key_lines, line_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,9 +24,11 @@ class OptimizerConfig:
     """SGD's settings, the same in all phases."""
 
     momentum: float = 0.9
+    """Share of the last step's direction that is kept, in [0, 1)."""
     nesterov: bool = True
+    """Look ahead along the momentum (Nesterov's form) before the gradient is added."""
     weight_decay: float = 5e-4
-    """Not applied to biases and normalisation layers."""
+    """Added to the gradient, times the weight; not to that of biases and normalisation layers."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.momentum < 1.0:
@@ -40,7 +44,7 @@ class PlateauConfig:
     """When the loss counts as stable: see `plateau.PlateauDetector`."""
 
     window_steps: int = 500
-    """Steps whose mean loss is compared with the best window's so far."""
+    """Optimiser steps whose mean loss is compared with the best window's so far."""
     patience_windows: int = 2
     """Windows in a row without enough progress that end the phase."""
     min_drop_fraction: float = 0.02
@@ -60,46 +64,62 @@ class Phase:
     """One stretch of training with its own loader, learning rate, gate and balance."""
 
     name: str
+    """Of the phase, without dots: what `--set phases.NAME.…`, metrics and reports call it."""
     lr: float
-    """Peak learning rate for the global batch."""
+    """Peak learning rate, for the global batch: not scaled by the number of ranks."""
     steps: int | None = None
     """Length in optimiser steps. Exactly one of `steps`, `epochs` and `until` is given."""
     epochs: int | None = None
     """Length in multiples of the phase's first epoch, in global batches."""
     until: Literal["plateau"] | None = None
-    """End when the loss is stable, after `max_steps` at the latest."""
+    """End when the loss is stable (see `plateau`), after `max_steps` at the latest."""
     max_steps: int | None = None
+    """Optimiser steps after which a phase with `until` ends in any case; schedule and gate are laid over this
+    length."""
     schedule: Literal["constant", "step", "cosine"] = "constant"
+    """How the rate falls: not at all, in steps at `milestones`, or along half a cosine to 0 (Loshchilov and Hutter,
+    2017)."""
     milestones: tuple[float, ...] = ()
     """`step`: fractions of the phase's length at which the rate is multiplied by `gamma`."""
     gamma: float = 0.1
+    """Factor of the rate at each milestone (Sun et al.: 0.1)."""
     warmup_steps: int = 0
-    """Steps over which the rate rises linearly."""
+    """Optimiser steps over which the rate rises linearly from lr / warmup_steps (Goyal et al., 2017); it lies over the
+    schedule's beginning."""
     backbone_factor: float = 1.0
-    """The backbone's rate is lr · backbone_factor; 0 freezes it: no gradient, its layers as in evaluation."""
+    """The backbone's rate is lr · backbone_factor; 0 freezes it: no gradient, its normalisation layers as in
+    evaluation."""
     head_factor: float = 1.0
+    """The head's rate is lr · head_factor. Separate rates for backbone and head: Sun et al., fine-tuning."""
     gate: GateConfig | None = None
-    """None: every sample teaches."""
+    """Table `[phases.gate]`; without it every sample teaches."""
     balance: float = 1.0
-    """τ of the sampling: 1 as collected, 0 all classes alike."""
+    """τ of the sampling: a class of n samples is shown in proportion to n^τ. 1: as collected, 0: all classes alike."""
     class_weights: ClassWeights = "none"
-    """Weight of a class from its expected exposure after sampling; `file`: from `class_weights_file`."""
+    """Weight of a class in the loss, from its expected exposure E after sampling: `inverse` 1/E, `sqrt` 1/√E,
+    `effective` (1−β)/(1−β^E) with β = 0.999 (Cui et al., 2019); `file`: from `class_weights_file`. Their mean over what
+    is shown is 1. As they are functions of what sampling leaves, they may stand beside `balance`."""
     class_weights_file: str | None = None
-    """CSV with columns `class` (name or id) and `weight`."""
+    """Path of a CSV with the columns `class` (name or id) and `weight`, every class once; relative to where the command
+    runs."""
     logit_prior: LogitPrior = "none"
-    """Adds log(share of the class's exposure) to the logits in the loss: `adjusted` times `logit_prior_strength` (Menon
-    et al., 2021), `balanced_softmax` times 1 (Ren et al., 2020)."""
+    """Adds the logarithm of the class's share of the exposure to the logits in the loss: `adjusted` times
+    `logit_prior_strength` (Menon et al., 2021), `balanced_softmax` times 1 (Ren et al., 2020)."""
     logit_prior_strength: float = 1.0
+    """Factor of the prior with `adjusted`: τ of Menon et al., no unit."""
     correct_twice: bool = False
     """Allow two corrections of the same imbalance: class weights with a logit prior, or weights from a file (which do
     not know the sampling) with `balance` below 1."""
     label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes, 0 … 0.999 (Szegedy et al., 2016)."""
     mixup_alpha: float = 0.0
-    """α of mixup's Beta distribution (Zhang et al., 2018); 0: none. Partners are of the same stream."""
+    """α of the Beta distribution that mixup draws its shares from (Zhang et al., 2018); 0: none. Partners are of the
+    same stream."""
     denominator: Literal["all", "kept"] = "all"
     """What the gated loss is divided by: the weight of the whole batch (the effective rate shrinks with the kept
     fraction) or of the kept samples (it does not)."""
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
+    """Table `[phases.plateau]`: when the loss counts as stable."""
 
     def __post_init__(self) -> None:
         if not self.name or "." in self.name:
@@ -157,36 +177,42 @@ class Recipe:
     batch_size: int
     """Global: samples an optimiser step, over all ranks."""
     size_px: int
-    """Side of the square that the model sees."""
+    """Side of the square that the model sees, in pixels."""
     phases: tuple[Phase, ...]
+    """Tables `[[phases]]`, done in their order."""
     seed: int = 0
+    """Of initial weights, order, rebalancing, crops and dropout; `--seed` sets it too."""
     augment: Augment = field(default_factory=Augment)
+    """Table `[augment]`: what happens to images, in all phases."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Table `[optimizer]`."""
     max_repeat: float = 16.0
     """No class is shown more often than this many times its size in an epoch."""
     streams: int | None = None
-    """V of the plan, which the number of ranks must divide. None: the batch's largest divisor up to 64; with mixup up
-    to a quarter of the batch, so that there are partners."""
+    """Sequences that an epoch is cut into (V of the plan): the number of ranks must divide it, and it the batch.
+    Without it the batch's largest divisor up to 64; with mixup up to a quarter of the batch, for partners' sake."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision. auto: on a GPU bf16 where it has that, else fp16; on a CPU float32."""
     sync_batch_norm: bool = False
     """Batch norm's statistics over all ranks' samples; GPUs only."""
     clip_norm: float = 0.0
-    """Largest norm of the gradient, over all parameters; 0: any."""
+    """Largest norm of the gradient over all parameters, above which it is scaled down; 0: any."""
     ema_decay: float = 0.0
-    """Decay a step of an average of the weights that is evaluated beside them; 0: none. Shorter at the start."""
+    """Decay per step of an average of the weights that is evaluated beside them, in [0, 1); 0: none. Less at first."""
     max_nonfinite_steps: int = 3
-    """Steps in a row with a loss that is NaN or infinite that end the run; each of them changes nothing."""
+    """Steps in a row whose loss is NaN or infinite, which end the run; each of them changes nothing."""
     keep_best: int = 1
     """Checkpoints kept of the best validations; 0: none."""
     validate_every_epochs: int = 1
-    """0: not by epochs. Each phase's end is validated anyway."""
+    """Epochs of a phase from one validation to the next; 0: not by epochs. Each phase's end is validated anyway."""
     validate_every_steps: int = 0
-    """0: not by steps."""
+    """Optimiser steps from one validation to the next; 0: not by steps."""
     checkpoint_every_steps: int = 0
-    """0: not by steps. Each phase's end is saved anyway."""
+    """Optimiser steps from one checkpoint to the next; 0: not by steps. Each phase's end is saved anyway."""
     checkpoint_every_minutes: float = 10.0
+    """Minutes after which the next step is followed by a checkpoint."""
     log_every_steps: int = 20
+    """Optimiser steps per row of metrics.jsonl."""
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "size_px", "log_every_steps", "max_nonfinite_steps"):
@@ -217,7 +243,7 @@ class Recipe:
 
     @property
     def resolved_streams(self) -> int | None:
-        """What the loader is asked for: with mixup, if nothing is given, the largest divisor up to a quarter of B."""
+        """What the loader is asked for: `streams`, or with mixup the batch's largest divisor to 64 and its quarter."""
         if self.streams is not None or not any(phase.mixup_alpha > 0 for phase in self.phases):
             return self.streams
         most = max(1, min(64, self.batch_size // 4))
@@ -233,33 +259,86 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_file: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a shipped recipe by name, or a TOML file by path, and apply `a.b.c=value` overrides.
 
-    Raises RecipeError.
+    Raises RecipeError: `FILE:LINE: KEY: …`, or `--set KEY=VALUE: KEY: …` where an override is to blame.
     """
-    table = _read_toml(name_or_file)
+    where, text = _read_text(name_or_file)
+    try:
+        table, lines = tomllib.loads(text), key_lines(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: not valid TOML: {error}") from error
+    return recipe_from_table(table, overrides, source=RecipeSource(where=where, lines=lines))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeSource:
+    """Where a table comes from, for errors."""
+
+    where: str
+    """The file as the user named it, or a shipped recipe's."""
+    lines: dict[str, int]
+    """Key's path → line."""
+
+    def place(self, key_path: str) -> str:
+        """`FILE:LINE: `, without a line that is not known."""
+        line = line_of(self.lines, key_path)
+        return f"{self.where}: " if line is None else f"{self.where}:{line}: "
+
+
+def recipe_from_table(
+    table: dict[str, Any], overrides: tuple[str, ...] = (), *, source: RecipeSource | None = None
+) -> Recipe:
+    """The recipe that a TOML table, or a run's saved recipe, says, after `a.b.c=value` overrides.
+
+    Raises RecipeError, which names the override or, where the source is given, file and line.
+    """
+    changed = copy.deepcopy(table)
     for assignment in overrides:
-        set_key(table, assignment)
-    return recipe_from_table(table)
+        set_key(changed, assignment)
+    try:
+        return read_table(Recipe, changed)
+    except RecipeError as error:
+        blamed = _blamed_override(table, overrides, error)
+        start = f"--set {blamed}: " if blamed else source.place(error.key_path) if source else ""
+        raise RecipeError(f"{start}{error}", key_path=error.key_path) from error
 
 
-def recipe_from_table(table: dict[str, Any]) -> Recipe:
-    """The recipe that a TOML table, or a run's saved recipe, says. Raises RecipeError."""
-    return read_table(Recipe, table)
+def _blamed_override(table: dict[str, Any], overrides: tuple[str, ...], error: RecipeError) -> str | None:
+    """The override that an error comes from; None where the table is wrong without any.
+
+    The last one that sets the key, something around it or in it; else the last one in the same table; else the last.
+    """
+    before: RecipeError | None = None
+    try:
+        read_table(Recipe, table)
+    except RecipeError as without:
+        before = without
+    if not overrides or str(before) == str(error):
+        return None
+    found = error.key_path
+    paths = {assignment: assignment.partition("=")[0].strip() for assignment in overrides}
+    touching = [a for a, path in paths.items() if _within(path, found) or _within(found, path)]
+    beside = [a for a, path in paths.items() if path.rpartition(".")[0] == found.rpartition(".")[0]]
+    if touching or before is None:
+        return (touching or beside or list(overrides))[-1]
+    return None
 
 
-def _read_toml(name_or_file: str) -> dict[str, Any]:
+def _within(path: str, outer: str) -> bool:
+    return path == outer or path.startswith((f"{outer}.", f"{outer}["))
+
+
+def _read_text(name_or_file: str) -> tuple[str, str]:
+    """What to call it in errors, and its text."""
     path = Path(name_or_file)
     try:
         if path.suffix == ".toml" or path.is_file():
-            text = path.read_text(encoding="utf-8")
-        elif name_or_file in recipe_names():
-            text = (resources.files("wv_train") / "recipes" / f"{name_or_file}.toml").read_text(encoding="utf-8")
-        else:
-            known = recipe_names()
-            hint = close_matches(name_or_file, known) or f"; shipped: {', '.join(known)}"
-            raise RecipeError(f"recipe {name_or_file}: neither a shipped recipe nor a file{hint}")
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{name_or_file}: not valid TOML: {error}") from error
+            return name_or_file, path.read_text(encoding="utf-8")
+        if name_or_file in recipe_names():
+            file = f"{name_or_file}.toml"
+            return file, (resources.files("wv_train") / "recipes" / file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(f"{name_or_file}: cannot be read: {reason}") from error
+    known = recipe_names()
+    hint = close_matches(name_or_file, known) or f"; shipped: {', '.join(known)}"
+    raise RecipeError(f"recipe {name_or_file}: neither a shipped recipe nor a file{hint}")

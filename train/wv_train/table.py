@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from wv_train.errors import FieldError, RecipeError
+from wv_train.toml_lines import item_path
 
 T = TypeVar("T")
 
@@ -27,36 +28,38 @@ def read_table(cls: type[T], table: object, path: str = "") -> T:
     Raises RecipeError: unknown or missing key, wrong type, value refused by the dataclass's own validation.
     """
     if not isinstance(table, Mapping):
-        raise RecipeError(f"{path}: expected a table, found {table!r}")
+        raise _refuse(path, f"expected a table, found {table!r}")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
     for key in table:
         if key not in fields:
-            raise RecipeError(f"{_join(path, key)}: no such key{_suggestion(key, list(fields))}")
+            raise _refuse(_join(path, key), f"no such key{_suggestion(key, list(fields))}")
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in table:
             values[name] = _convert(table[name], hints[name], _join(path, name))
         elif field.default is _MISSING and field.default_factory is _MISSING:
-            raise RecipeError(f"{_join(path, name)}: missing, expected {_describe(hints[name])}")
+            raise _refuse(_join(path, name), f"missing, expected {_describe(hints[name])}")
     try:
         return cls(**values)
     except FieldError as error:
-        where = _join(path, error.field)
-        raise RecipeError(f"{where}: expected {error.expected}, found {error.found!r}") from error
-    except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        raise _refuse(_join(path, error.field), f"expected {error.expected}, found {error.found!r}") from error
+    except ValueError as error:  # of a dataclass of another room, whose messages begin with the field
+        word, _, rest = str(error).partition(" ")
+        named = word.removesuffix(":") in fields
+        raise _refuse(_join(path, word.removesuffix(":")) if named else path, rest if named else str(error)) from error
 
 
 def set_key(table: dict[str, Any], assignment: str) -> None:
     """Apply one `a.b.c=value` in place; the value is TOML, a bare word is a string. Items of a list go by `name`.
 
-    Raises RecipeError for a missing `=` and for a name that a list does not have.
+    Raises RecipeError, whose message begins with the assignment: no `=`, or a name that a list does not have.
     """
     path, equals, text = assignment.partition("=")
     keys = path.strip().split(".")
+    start = f"--set {assignment}: "
     if not equals or not all(keys):
-        raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as phases.gated.gate.start=0.3")
+        raise RecipeError(f"{start}expected KEY=VALUE, such as phases.gated.gate.start=0.3")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
@@ -68,12 +71,12 @@ def set_key(table: dict[str, Any], assignment: str) -> None:
         if isinstance(node, list):
             names = [item.get("name", "") for item in node if isinstance(item, dict)]
             if key not in names:
-                raise RecipeError(f"{here}: nothing of that name{_suggestion(key, names)}")
+                raise RecipeError(f"{start}{here}: nothing of that name{_suggestion(key, names)}")
             if last:
-                raise RecipeError(f"{here}: expected a key inside it, such as {here}.lr={text.strip()}")
+                raise RecipeError(f"{start}{here}: expected a key inside it, such as {here}.lr={text.strip()}")
             node = node[names.index(key)]
         elif not isinstance(node, dict):
-            raise RecipeError(f"{here}: no such key, {'.'.join(keys[:depth])} is {node!r}")
+            raise RecipeError(f"{start}{here}: no such key, {'.'.join(keys[:depth])} is {node!r}")
         elif last:
             node[key] = value
         else:
@@ -131,8 +134,8 @@ def _convert(value: object, hint: Any, path: str) -> Any:
         return _convert(value, inner, path)
     if origin is typing.Literal:
         if value not in arguments:
-            raise RecipeError(
-                f"{path}: expected {_describe(hint)}, found {value!r}{close_matches(str(value), list(arguments))}"
+            raise _refuse(
+                path, f"expected {_describe(hint)}, found {value!r}{close_matches(str(value), list(arguments))}"
             )
         return value
     if origin is tuple:
@@ -143,7 +146,7 @@ def _convert(value: object, hint: Any, path: str) -> Any:
         return float(value)
     right_type = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if not right_type or (isinstance(value, float) and not math.isfinite(value)):
-        raise RecipeError(f"{path}: expected {_describe(hint)}, found {value!r}")
+        raise _refuse(path, f"expected {_describe(hint)}, found {value!r}")
     return value
 
 
@@ -151,13 +154,11 @@ def _convert_tuple(value: object, hint: Any, path: str) -> tuple[Any, ...]:
     arguments = typing.get_args(hint)
     many = arguments[-1] is Ellipsis
     if not isinstance(value, (list, tuple)) or (not many and len(value) != len(arguments)):
-        raise RecipeError(f"{path}: expected {_describe(hint)}, found {value!r}")
+        raise _refuse(path, f"expected {_describe(hint)}, found {value!r}")
     inner = [arguments[0]] * len(value) if many else list(arguments)
     items = []
     for index, (item, item_hint) in enumerate(zip(value, inner, strict=True)):
-        name = item.get("name") if isinstance(item, Mapping) else None
-        where = f"{path}.{name}" if isinstance(name, str) else f"{path}[{index}]"
-        items.append(_convert(item, item_hint, where))
+        items.append(_convert(item, item_hint, item_path(path, index, item)))
     return tuple(items)
 
 
@@ -171,6 +172,10 @@ def _describe(hint: Any) -> str:
         count = "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)}"
         return f"{count}, each {_describe(arguments[0])}"
     return _SCALAR_NAMES.get(hint, "a table")
+
+
+def _refuse(path: str, reason: str) -> RecipeError:
+    return RecipeError(f"{path}: {reason}" if path else reason, key_path=path)
 
 
 def _suggestion(key: str, known: list[str]) -> str:
