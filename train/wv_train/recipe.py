@@ -5,7 +5,7 @@ a key is turned into tensors is the business of the file that uses it.
 """
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from wv_loader import Augment
 from wv_train.errors import FieldError, RecipeError
 from wv_train.gate import GateConfig
 from wv_train.losses import ClassWeights
+from wv_train.models import own_size_px
 from wv_train.table import close_matches, read_table, set_key
 
 
@@ -122,9 +123,11 @@ class Recipe:
     """`wv_resnet_…` (see `models`) or any timm name."""
     batch_size: int
     """Global: samples an optimiser step, over all ranks."""
-    size_px: int
-    """Side of the square that the model sees."""
     phases: tuple[Phase, ...]
+    size_px: int = 0
+    """Side of the square that the model sees. 0 or left out: the model's own, which takes its place when it is read."""
+    pretrained: str | None = None
+    """File of weights to start from (see `weights`)."""
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -142,10 +145,10 @@ class Recipe:
     log_every_steps: int = 20
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "size_px", "log_every_steps"):
+        for key in ("batch_size", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise FieldError(key, "1 or more", getattr(self, key))
-        for key in ("seed", "validate_every_epochs", "validate_every_steps", "checkpoint_every_steps"):
+        for key in ("seed", "size_px", "validate_every_epochs", "validate_every_steps", "checkpoint_every_steps"):
             if getattr(self, key) < 0:
                 raise FieldError(key, "0 or more", getattr(self, key))
         if self.checkpoint_every_minutes <= 0:
@@ -177,8 +180,12 @@ def load_recipe(name_or_file: str, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def recipe_from_table(table: dict[str, Any]) -> Recipe:
-    """The recipe that a TOML table, or a run's saved recipe, says. Raises RecipeError."""
-    return read_table(Recipe, table)
+    """The recipe that a TOML table, or a run's saved recipe, says, with the size of its images.
+
+    Raises RecipeError; ModelError where the size is left out and nobody knows the model.
+    """
+    recipe = read_table(Recipe, table)
+    return recipe if recipe.size_px else replace(recipe, size_px=own_size_px(recipe.model))
 
 
 def _read_toml(name_or_file: str) -> dict[str, Any]:
