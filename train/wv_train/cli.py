@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,12 +14,14 @@ from wv_train.data import DataConfig
 from wv_train.dry_run import dry_run as plan_only
 from wv_train.errors import RecipeError, TrainError
 from wv_train.job import Job, run_job, should_resume
+from wv_train.models import SMALL_MODELS
 from wv_train.options import ENGINE_HELP, bad_budget_option
 from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
 from wv_train.table import to_table, to_toml
 from wv_train.trainer import Pace
+from wv_train.zoo import as_text
 
 EPILOG = f"""\b
 Shipped recipes: {", ".join(recipe_names())}
@@ -47,6 +50,8 @@ Examples:
     help="Continue the run in --out, which remembers shards, recipe and all; `auto`: or begin it if there is none.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key; phases go by name.")
+@click.option("--pretrained", metavar="FILE", help="Weights to start from: .safetensors, .pth, or a run's last.pt.")
+@click.option("--head-only", is_flag=True, help="Train the head only: backbone_factor = 0 in every phase.")
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch on a CPU.")
 @click.option("--loader-threads", type=click.IntRange(min=1), help="Threads that decode.")
@@ -76,6 +81,7 @@ Examples:
 @click.option(
     "--truth", type=click.Path(path_type=Path), help="CSV with path, label, true_label: measure the gate's precision."
 )
+@click.option("--list-models", is_flag=True, help="Print the models that are tested, with their figures, and stop.")
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as it would be used, and stop.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would run and need, write nothing.")
 @click.option(
@@ -89,6 +95,8 @@ def command(
     out: Path | None,
     resume: str | None,
     overrides: tuple[str, ...],
+    pretrained: str | None,
+    head_only: bool,
     seed: int | None,
     threads: int | None,
     loader_threads: int | None,
@@ -103,6 +111,7 @@ def command(
     compile_model: bool,
     exclude: tuple[Path, ...],
     truth: Path | None,
+    list_models: bool,
     print_recipe: bool,
     dry_run: bool,
     picture: Path | None,
@@ -111,10 +120,15 @@ def command(
 
     A recipe lists the phases: base, gated (samples that the model does not believe teach nothing), fine-tune.
     """
+    if list_models:
+        click.echo(as_text(list(SMALL_MODELS)))
+        return
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
+    if pretrained is not None:
+        overrides = (*overrides, to_toml({"pretrained": pretrained}))
     if print_recipe:
-        click.echo(to_toml(to_table(_recipe(recipe_name, overrides, None))), nl=False)
+        click.echo(to_toml(to_table(_recipe(recipe_name, overrides, None, head_only=head_only))), nl=False)
         return
     if picture is not None and not dry_run:
         raise click.UsageError("--picture goes with --dry-run")
@@ -123,7 +137,7 @@ def command(
     remembered = False
     resumes = out is not None and should_resume(RunDirectory(out), resume)
     saved = RunDirectory(out).read_info() if resumes and out is not None else None
-    recipe = _recipe(recipe_name, overrides, saved["recipe"] if saved else None)
+    recipe = _recipe(recipe_name, overrides, saved["recipe"] if saved else None, head_only=head_only)
     if saved:
         shards = shards or Path(saved["shards"])
         val = val or (Path(saved["val"]) if saved["val"] else None)
@@ -194,8 +208,17 @@ def _exit(code: int, line: str) -> NoReturn:
     sys.exit(code)
 
 
-def _recipe(name: str | None, overrides: tuple[str, ...], saved: dict[str, object] | None) -> Recipe:
+def _recipe(
+    name: str | None, overrides: tuple[str, ...], saved: dict[str, object] | None, *, head_only: bool
+) -> Recipe:
     """The recipe asked for; without a name, the run's own (`saved`), or a usage error."""
+    recipe = _read_recipe(name, overrides, saved)
+    if head_only:
+        recipe = replace(recipe, phases=tuple(replace(phase, backbone_factor=0.0) for phase in recipe.phases))
+    return recipe
+
+
+def _read_recipe(name: str | None, overrides: tuple[str, ...], saved: dict[str, object] | None) -> Recipe:
     if name is not None:
         return load_recipe(name, overrides)
     if saved is None:

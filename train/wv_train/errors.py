@@ -29,6 +29,10 @@ class CheckpointError(TrainError):
     """A checkpoint that does not belong here (another data set, a newer format, not a checkpoint), or was not saved."""
 
 
+class ExportError(TrainError):
+    """A model that cannot be written for use elsewhere, or whose file does not agree with it."""
+
+
 class ClassMismatchError(TrainError):
     """Data with other classes than the training set's."""
 

@@ -36,6 +36,7 @@ from wv_train.source_version import source_commit, source_line
 from wv_train.table import first_difference, to_table, to_toml
 from wv_train.trainer import Pace, PhasePlan, Trainer, TrainingData, plan_phase
 from wv_train.truth import read_truth
+from wv_train.weights import load_weights, read_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +74,10 @@ class Facts:
     """The same with the reason for it."""
     right: NDArray[np.int8] | None = None
     """(N,) as `read_truth` gives it, on rank 0 alone, which writes the metrics; None without a truth."""
+    pretrained_digest: str | None = None
+    """Of the file of weights that the model started from."""
+    pretrained_line: str = ""
+    """What was taken from it, for a person."""
 
 
 def run_job(job: Job) -> None:
@@ -175,8 +180,12 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
         _open_validation(job, world, facts).close()
     torch.manual_seed(job.recipe.seed)
     classes = len(facts.classes)
-    model = make_model(job.recipe.model, classes).to(world.device)
-    model = model.to(memory_format=torch.channels_last)  # as the loader's images
+    model = make_model(job.recipe.model, classes)
+    if job.recipe.pretrained and checkpoint is None:  # which holds all weights
+        weights = read_weights(Path(job.recipe.pretrained))
+        line = load_weights(model, weights, facts.classes)
+        facts = replace(facts, pretrained_digest=weights.digest, pretrained_line=line)
+    model = model.to(world.device).to(memory_format=torch.channels_last)  # as the loader's images
     if job.recipe.sync_batch_norm:
         model = with_synchronized_batch_norm(model, world)
     check_model(model, job.recipe.model, size_px=job.recipe.size_px, classes=classes, device=world.device)
@@ -198,6 +207,10 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
         f"model {recipe.model}: {_parameters(model):,} parameters, {recipe.size_px} px",
         source_line(),
     ]
+    if facts.pretrained_line:
+        lines.append(facts.pretrained_line)
+    elif not recipe.pretrained and not any(phase.backbone_factor for phase in recipe.phases):
+        lines.append("warning: every phase freezes the backbone, which stays as it was drawn; start with --pretrained")
     if empty := int((counts == 0).sum()):
         lines.append(f"warning: {empty:,} classes have no sample and will not be learned")
     for plan in plans:
@@ -327,6 +340,7 @@ def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], fact
         "engine": facts.engine,
         "engine_description": facts.engine_description,
         "parameters": _parameters(model),
+        "pretrained_digest": facts.pretrained_digest,
     }
 
 

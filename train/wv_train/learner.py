@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wv_loader import Batch
 from wv_train.distributed import World
 from wv_train.errors import TrainError
-from wv_train.models import head_parameter_ids, normalization
+from wv_train.models import freeze_backbone, normalization
 
 
 class Learner:
@@ -37,7 +37,7 @@ class Learner:
     def begin_phase(self, *, frozen: bool) -> None:
         """Put the model into training mode, its backbone learning or frozen."""
         self.model.train()
-        _freeze_backbone(self.model, frozen)
+        freeze_backbone(self.model, frozen)
         self._noting = [
             module
             for module in self.model.modules()
@@ -130,15 +130,3 @@ def with_synchronized_batch_norm(model: nn.Module, world: World) -> nn.Module:
 
     converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # timm leaves it untyped
     return converted
-
-
-def _freeze_backbone(model: nn.Module, frozen: bool) -> None:
-    head = head_parameter_ids(model)
-    for parameter in model.parameters():
-        if id(parameter) not in head:
-            parameter.requires_grad_(not frozen)
-    if not frozen:
-        return
-    for module in model.modules():
-        if not any(id(parameter) in head for parameter in module.parameters()):
-            module.eval()

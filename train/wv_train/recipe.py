@@ -6,7 +6,7 @@ a key is turned into tensors is the business of the file that uses it.
 
 import copy
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from wv_loader import Augment
 from wv_train.errors import FieldError, RecipeError
 from wv_train.gate import GateConfig
 from wv_train.losses import ClassWeights, LogitPrior
+from wv_train.models import own_size_px
 from wv_train.table import close_matches, read_table, set_key
 from wv_train.toml_lines import key_lines, line_of
 
@@ -176,10 +177,12 @@ class Recipe:
     """`wv_resnet_…` (see `models`) or any timm name."""
     batch_size: int
     """Global: samples an optimiser step, over all ranks."""
-    size_px: int
-    """Side of the square that the model sees, in pixels."""
     phases: tuple[Phase, ...]
     """Tables `[[phases]]`, done in their order."""
+    size_px: int = 0
+    """Side of the square that the model sees, in pixels. 0 or left out: the model's own, which then takes its place."""
+    pretrained: str | None = None
+    """File of weights to start from; `--pretrained` sets it too."""
     seed: int = 0
     """Of initial weights, order, rebalancing, crops and dropout; `--seed` sets it too."""
     augment: Augment = field(default_factory=Augment)
@@ -215,11 +218,11 @@ class Recipe:
     """Optimiser steps per row of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "size_px", "log_every_steps", "max_nonfinite_steps"):
+        for key in ("batch_size", "log_every_steps", "max_nonfinite_steps"):
             if getattr(self, key) < 1:
                 raise FieldError(key, "1 or more", getattr(self, key))
-        counts = ("seed", "validate_every_epochs", "validate_every_steps", "checkpoint_every_steps", "keep_best")
-        for key in (*counts, "clip_norm"):
+        every = ("validate_every_epochs", "validate_every_steps", "checkpoint_every_steps")
+        for key in ("seed", "size_px", "keep_best", "clip_norm", *every):
             if getattr(self, key) < 0:
                 raise FieldError(key, "0 or more", getattr(self, key))
         if not 0.0 <= self.ema_decay < 1.0:
@@ -289,17 +292,19 @@ def recipe_from_table(
 ) -> Recipe:
     """The recipe that a TOML table, or a run's saved recipe, says, after `a.b.c=value` overrides.
 
-    Raises RecipeError, which names the override or, where the source is given, file and line.
+    Raises RecipeError, which names the override or, where the source is given, file and line; ModelError where the size
+    is left out and nobody knows the model.
     """
     changed = copy.deepcopy(table)
     for assignment in overrides:
         set_key(changed, assignment)
     try:
-        return read_table(Recipe, changed)
+        recipe = read_table(Recipe, changed)
     except RecipeError as error:
         blamed = _blamed_override(table, overrides, error)
         start = f"--set {blamed}: " if blamed else source.place(error.key_path) if source else ""
         raise RecipeError(f"{start}{error}", key_path=error.key_path) from error
+    return recipe if recipe.size_px else replace(recipe, size_px=own_size_px(recipe.model))
 
 
 def _blamed_override(table: dict[str, Any], overrides: tuple[str, ...], error: RecipeError) -> str | None:

@@ -6,7 +6,6 @@ the first stage halves the image too, which trains 2.2 times as fast as a first 
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]
@@ -27,7 +26,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.norm1(self.conv1(x)))
-        return torch.as_tensor(self.activation(self.norm2(self.conv2(y)) + self.shortcut(x)))
+        out: Tensor = self.activation(self.norm2(self.conv2(y)) + self.shortcut(x))
+        return out
 
 
 class SmallResNet(nn.Module):
@@ -51,9 +51,19 @@ class SmallResNet(nn.Module):
         """The head, under timm's name for it."""
         return self.fc
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, C, S/8, S/8), under timm's name for it."""
+        maps: Tensor = self.stages(self.stem(images))
+        return maps
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, C, S/8, S/8) → logits (B, K), or what the head sees (B, C); under timm's name for it."""
+        pooled = maps.mean(dim=(2, 3))
+        logits: Tensor = pooled if pre_logits else self.fc(pooled)
+        return logits
+
     def forward(self, images: Tensor) -> Tensor:
-        features = self.stages(self.stem(images))  # (B, C, S/8, S/8)
-        return torch.as_tensor(self.fc(features.mean(dim=(2, 3))))
+        return self.forward_head(self.forward_features(images))
 
 
 def batch_norm(channels: int) -> nn.Module:

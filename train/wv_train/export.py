@@ -1,0 +1,213 @@
+"""Writes a trained model as one file for use elsewhere, safetensors or ONNX, and checks it against the model on logits.
+
+Knows models and files; which run, checkpoint and weights are meant is the business of `cli_export`.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from wv_shards import atomic_file
+from wv_train.checkpoint import Checkpoint
+from wv_train.errors import ExportError
+from wv_train.models import make_model, normalization
+from wv_train.recipe import Recipe, recipe_from_table
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit that passes, times the largest logit or 1: float32 sums in another order."""
+BATCHES = (3, 1)
+"""Sizes of the batches on which a file is checked; the graph is traced with another."""
+_TRACED_BATCH = 2
+
+WeightsChoice = Literal["auto", "model", "ema"]
+RunFile = Callable[[Path, Tensor], Tensor]
+"""Logits (B, K) of a file for images (B, 3, S, S)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A model as a checkpoint has it, on the CPU in evaluation mode, with what a user must know of it."""
+
+    model: nn.Module
+    recipe: Recipe
+    size_px: int
+    facts: dict[str, str]
+    """Metadata of the file: model, classes, size, mean and std, digests, step. Lists are JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How far a file's logits are from the model's."""
+
+    largest: float
+    """Largest absolute difference of a logit."""
+    largest_logit: float
+
+    @property
+    def passes(self) -> bool:
+        """False where it is above `TOLERANCE`, or not a number."""
+        return self.largest <= TOLERANCE * max(1.0, self.largest_logit)
+
+
+def load_trained(checkpoint: Checkpoint, weights: WeightsChoice) -> Trained:
+    """The model of a checkpoint. `auto` takes the averaged weights (EMA) where it has them.
+
+    Raises ExportError where they were asked for and are not there; TrainError.
+    """
+    recipe = recipe_from_table(checkpoint.recipe)
+    ema: dict[str, Tensor] | None = getattr(checkpoint, "ema", None)
+    if weights == "ema" and ema is None:
+        raise ExportError("--weights ema: the run kept no averaged weights; use --weights model")
+    taken = "model" if ema is None or weights == "model" else "ema"
+    model = make_model(recipe.model, len(checkpoint.classes))
+    model.load_state_dict(ema if ema is not None and taken == "ema" else checkpoint.model)
+    mean, std = normalization(model)
+    facts = {
+        "format": "pt",  # what transformers and others look for in a safetensors file
+        "model": recipe.model,
+        "num_classes": str(len(checkpoint.classes)),
+        "classes": json.dumps(checkpoint.classes, ensure_ascii=False),
+        "size_px": str(recipe.size_px),
+        "eval_crop_fraction": str(recipe.augment.eval_crop_fraction),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+        "input": "float32 (batch, 3, size, size), RGB, values in [0, 1] minus mean, over std",
+        "weights": taken,
+        "step": str(checkpoint.position["step"]),
+        "recipe_digest": xxhash.xxh3_128_hexdigest(json.dumps(checkpoint.recipe, sort_keys=True).encode()),
+        "manifest_digest": checkpoint.manifest_digest,
+        "wv_toolkit": version("wv-toolkit"),
+    }
+    return Trained(model=model.eval(), recipe=recipe, size_px=recipe.size_px, facts=facts)
+
+
+def write_safetensors(trained: Trained, path: Path) -> Difference:
+    """Write the model's tensors under timm's names; the file appears only if it agrees with the model.
+
+    Raises ExportError: it does not, or cannot be written.
+    """
+    from safetensors.torch import load_file, save
+
+    tensors = {key: value.contiguous() for key, value in trained.model.state_dict().items()}
+
+    def run(file: Path, images: Tensor) -> Tensor:
+        model = make_model(trained.recipe.model, int(trained.facts["num_classes"])).eval()
+        model.load_state_dict(load_file(file))
+        return _logits(model, images)
+
+    return _write(path, save(tensors, trained.facts), trained.model, run, trained.size_px, torch.float32)
+
+
+def write_onnx(trained: Trained, path: Path, *, normalize: bool) -> Difference:
+    """Write the model as a graph of ONNX, images (batch, 3, S, S) → logits (batch, K), any batch size.
+
+    normalize: the graph takes uint8 RGB images and normalises them itself. The file appears only if ONNX Runtime, on a
+    CPU, agrees with the model. Raises ExportError: it does not, cannot be written, or packages are missing.
+    """
+    try:
+        import onnx  # noqa: F401  # what the exporter needs
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX needs the package {error.name}, which is not installed: run `make setup EXTRAS=dev,onnx`, or "
+            "pip install onnx onnxscript onnxruntime; or export to .safetensors"
+        ) from error
+
+    model = _WithNormalization(trained.model).eval() if normalize else trained.model
+    dtype = torch.uint8 if normalize else torch.float32
+    facts = trained.facts | ({"input": "uint8 (batch, 3, size, size), RGB"} if normalize else {})
+    program = torch.onnx.export(
+        model,
+        (_images(_TRACED_BATCH, trained.size_px, dtype),),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None  # dynamo=True and no file
+    program.model.metadata_props.update(facts)
+
+    def run(file: Path, images: Tensor) -> Tensor:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    return _write(path, program.model_proto.SerializeToString(), model, run, trained.size_px, dtype)
+
+
+class _WithNormalization(nn.Module):
+    """uint8 images → logits, as the trainer normalises them (`Batch.normalized`)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        mean, std = normalization(model)
+        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1))
+        self.register_buffer("shift", torch.tensor([m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images.float() * self.scale - self.shift)
+        return logits
+
+
+def _write(
+    path: Path,
+    data: bytes,
+    model: nn.Module,
+    run: RunFile,
+    size_px: int,
+    dtype: torch.dtype,
+) -> Difference:
+    """Write, check what lies on the disk, and give it its name only then."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(data)
+            file.flush()
+            difference = _compare(model, Path(file.name), run, size_px, dtype)
+            if not difference.passes:
+                raise ExportError(
+                    f"{path}: not written: its logits are up to {difference.largest:.2g} from the model's, allowed is "
+                    f"{TOLERANCE:g} of the largest, {difference.largest_logit:.3g}"
+                )
+    except OSError as error:
+        raise ExportError(f"{path}: not written: {error.strerror or error}") from error
+    return difference
+
+
+def _compare(model: nn.Module, file: Path, run: RunFile, size_px: int, dtype: torch.dtype) -> Difference:
+    largest = largest_logit = 0.0
+    for size in BATCHES:
+        images = _images(size, size_px, dtype)
+        ours, theirs = _logits(model, images), run(file, images)
+        # max() of Python drops a NaN, that of torch keeps it.
+        largest = float(torch.tensor([largest, (ours - theirs).abs().max()]).max())
+        largest_logit = max(largest_logit, float(ours.abs().max()))
+    return Difference(largest=largest, largest_logit=largest_logit)
+
+
+def _images(size: int, size_px: int, dtype: torch.dtype) -> Tensor:
+    """(size, 3, S, S) of noise, the same at every call."""
+    generator = torch.Generator().manual_seed(size)
+    shape = (size, 3, size_px, size_px)
+    if dtype is torch.uint8:
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = model(images)
+    return logits
