@@ -31,6 +31,7 @@ PLATEAU = {
     "until": "plateau",
     "max_steps": 40,
     "lr": 0.02,
+    "mixup_alpha": 0.3,
     "plateau": {"window_steps": 4, "patience_windows": 2, "min_drop_fraction": 0.3},
 }
 
@@ -79,6 +80,11 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert torch.equal(value, b.model[name]), name
     for key, state in a.optimizer["state"].items():
         assert torch.equal(state["momentum_buffer"], b.optimizer["state"][key]["momentum_buffer"])
+    assert a.ema is not None
+    assert b.ema is not None
+    assert all(torch.equal(value, b.ema[name]) for name, value in a.ema.items())
+    assert str(a.trainer) == str(b.trainer)
+    assert a.plateau == b.plateau
     assert torch.equal(a.ledger, b.ledger)
     assert (np.load(one / "ledger.npy") == np.load(other / "ledger.npy")).all()
     assert a.best_top1 == b.best_top1
@@ -87,8 +93,10 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def table(tiny_table: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    table = tiny_table("validate_every_steps=7")
+    """Every kind of state: averaged weights, clipping, a gate that comes to two passes, mixup, a gate by the past."""
+    table = tiny_table("validate_every_steps=7", "ema_decay=0.9", "clip_norm=3.0", "phases.gated.gate.start=0.6")
     table["phases"].insert(2, PLATEAU)
+    table["phases"][-1]["gate"] = {"kind": "label_past", "unit": "share", "start": 0.5, "end": 0.3}
     return table
 
 
@@ -113,10 +121,15 @@ def test_the_run_goes_through_its_phases(whole: Path) -> None:
     assert ends["finetune"] == ends["settle"] + 6
     train = [row for row in rows if row["kind"] == "train"]
     assert any(row["kept_fraction"] < 1 for row in train if row["phase"] == "gated")
-    assert all(row["kept_fraction"] == 1 for row in train if row["phase"] != "gated")
+    assert all(row["kept_fraction"] == 1 for row in train if row["phase"] in ("base", "settle"))
+    assert any(row["two_pass_steps"] for row in train if row["phase"] == "gated")
+    assert all(row["kept_fraction"] < 1 for row in train if row["phase"] == "finetune")
+    assert all(row["grad_norm"] > 0 for row in train if not row["zero_steps"])
     assert {row["step"] for row in rows if row["kind"] == "val"} >= {7, 14, 15, 22, 27, ends["finetune"]}
-    seen = np.load(whole / "ledger.npy")["seen"]
-    assert seen.sum() == train[-1]["samples"]
+    ledger = np.load(whole / "ledger.npy")
+    shown = train[-1]["samples"]
+    assert ledger["seen"].sum() < shown  # what the past shuts out is not looked at
+    assert ledger["seen"].sum() + ledger["gated"].sum() >= shown
 
 
 @pytest.mark.parametrize("stop", [1, 7, 14, 15, 16, 27, 29, 36])
