@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wv_train.errors import FieldError
-from wv_train.gate import GateConfig, GateSchedule, confidence, passes
+from wv_train.gate import GateConfig, GateSchedule, confidence, passes, past_confidence
 
 thresholds = st.floats(0.0, 0.999)
 
@@ -28,6 +28,30 @@ def test_threshold_is_linear() -> None:
     assert [round(schedule.threshold(step), 6) for step in (0, 5, 10, 15)] == [0.4, 0.3, 0.2, 0.2]
 
 
+def test_a_threshold_falls_in_levels_or_along_a_cosine() -> None:
+    steps = GateSchedule(start=0.8, end=0.0, steps=8, curve="step", levels=4)
+    assert [round(steps.threshold(step), 6) for step in range(9)] == [0.8, 0.8, 0.6, 0.6, 0.4, 0.4, 0.2, 0.2, 0.0]
+    cosine = GateSchedule(start=0.4, end=0.2, steps=10, curve="cosine")
+    assert [round(cosine.threshold(step), 4) for step in (0, 5, 10, 20)] == [0.4, 0.3, 0.2, 0.2]
+    assert cosine.threshold(1) > 0.38  # slowly at first
+
+
+def test_agreement_is_one_exactly_where_the_prediction_is_the_label() -> None:
+    probabilities = torch.rand(200, 7).softmax(dim=1)
+    labels = torch.arange(200) % 7
+    top1, prediction = probabilities.max(dim=1)
+    label = probabilities.gather(1, labels[:, None]).squeeze(1)
+    none = torch.zeros(200)
+    held = confidence("agreement", top1=top1, label=label, label_sum=none, seen=none)
+    assert torch.equal(held >= 1.0, prediction == labels)
+    assert GateConfig(kind="agreement", start=1.0).over(10).threshold(0) == 1.0
+
+
+def test_the_past_is_the_mean_of_earlier_visits_and_lets_the_unknown_pass() -> None:
+    held = past_confidence(torch.tensor([0.0, 0.9, 0.5]), torch.tensor([0.0, 3.0, 1.0]))
+    assert held.tolist() == pytest.approx([1.0, 0.3, 0.5])
+
+
 def test_gate_is_lowered_by_the_stated_part_of_the_phase() -> None:
     assert GateConfig(start=0.3, lowered_by=0.25).over(100).steps == 25
     assert GateConfig(start=0.3, lowered_by=0.25).over(1).steps == 1
@@ -40,6 +64,10 @@ def test_gate_is_lowered_by_the_stated_part_of_the_phase() -> None:
         ("start", {"start": -0.1}),
         ("end", {"start": 0.2, "end": 0.3}),
         ("lowered_by", {"start": 0.2, "lowered_by": 0.0}),
+        ("levels", {"start": 0.2, "levels": 0}),
+        ("min_kept_fraction", {"start": 0.2, "min_kept_fraction": 1.0}),
+        ("revisit_fraction", {"start": 0.2, "revisit_fraction": -0.1}),
+        ("start", {"start": 1.0, "unit": "share", "kind": "agreement"}),
     ],
 )
 def test_impossible_gates_are_refused(field: str, values: dict[str, float]) -> None:
