@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wv_shards import Overlay
@@ -82,7 +82,9 @@ def test_last_and_the_ledger_beside_it_are_of_one_step(background: bool, tmp_pat
 
 
 @given(keep_best=st.integers(1, 3), events=st.lists(st.sampled_from([*range(6), "last", "kill"]), max_size=12))
-@settings(max_examples=12)
+@example(keep_best=1, events=[1, "last", 3, "kill"])
+@example(keep_best=2, events=[2, 2, 2, "last"])
+@settings(max_examples=10)
 def test_best_files_are_those_that_last_lists_or_better(keep_best: int, events: list[int | str]) -> None:
     """Numbers are scores. A kill forgets what came after last.pt, and nothing else."""
     with TemporaryDirectory() as folder:

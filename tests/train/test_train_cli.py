@@ -378,6 +378,23 @@ def test_output_that_holds_something_else_is_refused(
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_resume_auto_begins_a_run_and_then_continues_it(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ("--resume", "auto", "--shards", small_dataset, "--recipe", recipe, "--out", out, "--device", "cpu")
+    code, _, err = wv_train(*command)
+    assert code == 0
+    assert "resuming" not in err
+    weights = Checkpoint.load(out / "checkpoints" / "last.pt").model
+    code, _, err = wv_train(*command)
+    assert code == 0
+    assert "resuming at step" in err
+    after = Checkpoint.load(out / "checkpoints" / "last.pt").model
+    assert all(torch.equal(value, after[name]) for name, value in weights.items())
+    _refused(wv_train("--resume", "sometimes", "--out", out), 2, "'sometimes' is not one of 'must', 'auto'")
+
+
 def test_resume_refuses_another_recipe_data_set_or_damage(
     wv_train: Callable[..., tuple[int, str, str]],
     recipe: Path,

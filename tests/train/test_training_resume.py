@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.lib.recfunctions import repack_fields
 
 from wv_loader import Batch, Loader
 from wv_train import job as job_module
@@ -18,6 +19,7 @@ from wv_train.distributed import World
 from wv_train.errors import NonFiniteLossError
 from wv_train.evaluation import EvalConfig, evaluate_run, open_lockstep
 from wv_train.job import Job, run_job
+from wv_train.ledger import LEDGER_DTYPE, history_of
 from wv_train.lockstep import ValidationData
 from wv_train.recipe import recipe_from_table
 from wv_train.signals import Stopped
@@ -221,6 +223,35 @@ def test_what_was_written_after_the_checkpoint_is_cut_and_made_again(
     (out / "ledger.npy").write_bytes(b"half a ledger")
     run_job(_job(table, small_dataset, val_dataset, out, resume=True))
     assert_same_run(whole, out)
+
+
+def test_a_run_saved_in_format_1_goes_on_to_the_same_weights(
+    table: dict[str, Any],
+    whole: Path,
+    small_dataset: Path,
+    val_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its ledger has no history of the visits before."""
+    out = tmp_path / "run"
+    _stop_after(monkeypatch, 16)
+    with pytest.raises(Stopped):
+        run_job(_job(table, small_dataset, val_dataset, out))
+    last = out / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    rows = state["ledger"].numpy().view(LEDGER_DTYPE)
+    old = [name for name in LEDGER_DTYPE.names or () if name != "history"]
+    state["ledger"] = torch.from_numpy(repack_fields(rows[old]).view(np.uint8))
+    del state["ema"], state["trainer"]
+    torch.save({**state, "format_version": 1}, last)
+    _stop_after(monkeypatch, None)
+    run_job(_job(table, small_dataset, val_dataset, out, resume=True))
+    a, b = (Checkpoint.load(run / "checkpoints" / "last.pt") for run in (whole, out))
+    assert all(torch.equal(value, b.model[name]) for name, value in a.model.items())
+    one, other = np.load(whole / "ledger.npy"), np.load(out / "ledger.npy")
+    assert (one[old] == other[old]).all()
+    assert np.isnan(history_of(other)).sum() > np.isnan(history_of(one)).sum()
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
