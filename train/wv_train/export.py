@@ -76,7 +76,7 @@ def write_safetensors(trained: Trained, path: Path) -> Difference:
     def run(file: Path, images: Tensor) -> Tensor:
         model = make_model(trained.recipe.model, len(trained.classes)).eval()
         model.load_state_dict(load_file(file))
-        return _logits(model, images)
+        return _logits(model.to(memory_format=torch.channels_last), images)  # as ours: the same sums
 
     return _write(path, save(tensors, metadata(trained)), trained.model, run, trained.recipe.size_px, torch.float32)
 
