@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from wv_loader import LoaderStats, MetricsServer
 from wv_shards import BUILD_DIR, MANIFEST_FILE, Dataset, EarlierInfo, Manifest, Overlay
 from wv_train import cli, cli_eval
 from wv_train.checkpoint import Checkpoint
+from wv_train.zoo import ZOO
 
 
 @pytest.fixture
@@ -74,6 +76,51 @@ def test_print_recipe_prints_a_recipe_that_can_be_used(
     assert wv_train("--recipe", tmp_path / "mine.toml", "--print-recipe")[1] == out
     assert "seed = 5" in out
     assert "start = 0.31" in out
+
+
+def test_list_models_shows_the_zoo(wv_train: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = wv_train("--list-models")
+    assert code == 0
+    assert len(out.splitlines()) == len(ZOO) + 4
+    assert "inception_v4" in out
+
+
+def test_a_recipe_without_a_size_takes_the_models_own(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    text = recipe.read_text()
+    assert text.count("size_px = 16\n") == 1
+    (tmp_path / "mine.toml").write_text(text.replace("size_px = 16\n", ""))
+    code, out, _ = wv_train("--recipe", tmp_path / "mine.toml", "--print-recipe")
+    assert (code, "size_px = 32\n" in out) == (0, True)
+    inception = ("--set", "model=inception_v3", "--set", "size_px=0")
+    code, out, _ = wv_train("--recipe", recipe, *inception, "--print-recipe")
+    assert (code, "size_px = 299\n" in out) == (0, True)
+    out_folder = tmp_path / "run"
+    short = ("--set", "batch_size=64", "--device", "cpu")
+    code, _, err = wv_train("--shards", small_dataset, "--recipe", tmp_path / "mine.toml", "--out", out_folder, *short)
+    assert code == 0, err
+    assert json.loads((out_folder / "run.json").read_text())["recipe"]["size_px"] == 32
+    code, _, err = wv_train(
+        "--resume", "--recipe", tmp_path / "mine.toml", "--set", "batch_size=64", "--out", out_folder
+    )
+    assert code == 0, err  # the same recipe
+
+
+def test_pretrained_and_head_only_are_keys_of_the_recipe(
+    wv_train: Callable[..., tuple[int, str, str]], recipe: Path, small_dataset: Path
+) -> None:
+    odd = "weights of 'mine' = \"1\".pth"
+    code, out, _ = wv_train("--recipe", recipe, "--pretrained", odd, "--head-only", "--print-recipe")
+    assert code == 0
+    table = tomllib.loads(out)
+    assert table["pretrained"] == odd
+    assert [phase["backbone_factor"] for phase in table["phases"]] == [0.0, 0.0, 0.0]
+    options = ("--shards", small_dataset, "--recipe", recipe, "--dry-run", "--device", "cpu")
+    code, out, _ = wv_train(*options, "--head-only")
+    assert code == 0
+    assert "warning: every phase freezes the backbone, which stays as it was drawn" in out
+    _refused(wv_train(*options, "--pretrained", odd), 1, odd, "No such file")
 
 
 def test_dry_run_says_what_would_run_and_writes_nothing(

@@ -163,8 +163,17 @@ def test_a_run_records_the_files_digest_and_resumes_without_it(
     assert torch.equal(second.model["stem.0.weight"], first.model["stem.0.weight"])
     assert not torch.equal(second.model["fc.weight"], first.model["fc.weight"])
 
+    held = file.read_bytes()
     file.unlink()
     train("second", given, *frozen, "seed=4", resume=True)
+    (tmp_path / "second" / "checkpoints" / "last.pt").unlink()  # as if it had been killed before its first
+    torch.save(_model(6, seed=7).state_dict(), file)
+    with pytest.raises(ModelError, match=f"began with weights of digest {digest}, the file's is now"):
+        train("second", given, *frozen, "seed=4", resume=True)
+    file.write_bytes(held)
+    again = train("second", given, *frozen, "seed=4", resume=True)
+    assert torch.equal(again.model["fc.weight"], second.model["fc.weight"])
+    file.unlink()
     with pytest.raises(ModelError, match="No such file"):
         train("third", given)
     assert not (tmp_path / "third").exists()

@@ -1,6 +1,6 @@
 """Writes a trained model as one file for use elsewhere, safetensors or ONNX, and checks it against the model on logits.
 
-Knows models and files; which run, checkpoint and weights are meant is the business of `cli_export`.
+Which run, checkpoint and weights are meant is the business of `cli_export`.
 """
 
 import json
@@ -8,17 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
 from wv_shards import atomic_file
-from wv_train.checkpoint import Checkpoint
 from wv_train.errors import ExportError
 from wv_train.models import make_model, normalization
-from wv_train.recipe import Recipe, recipe_from_table
+from wv_train.trained import Trained
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that passes, times the largest logit or 1: float32 sums in another order."""
@@ -26,20 +24,8 @@ BATCHES = (3, 1)
 """Sizes of the batches on which a file is checked; the graph is traced with another."""
 _TRACED_BATCH = 2
 
-WeightsChoice = Literal["auto", "model", "ema"]
 RunFile = Callable[[Path, Tensor], Tensor]
 """Logits (B, K) of a file for images (B, 3, S, S)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
-    """A model as a checkpoint has it, on the CPU in evaluation mode, with what a user must know of it."""
-
-    model: nn.Module
-    recipe: Recipe
-    size_px: int
-    facts: dict[str, str]
-    """Metadata of the file: model, classes, size, mean and std, digests, step. Lists are JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,36 +42,26 @@ class Difference:
         return self.largest <= TOLERANCE * max(1.0, self.largest_logit)
 
 
-def load_trained(checkpoint: Checkpoint, weights: WeightsChoice) -> Trained:
-    """The model of a checkpoint. `auto` takes the averaged weights (EMA) where it has them.
-
-    Raises ExportError where they were asked for and are not there; TrainError.
-    """
-    recipe = recipe_from_table(checkpoint.recipe)
-    ema: dict[str, Tensor] | None = getattr(checkpoint, "ema", None)
-    if weights == "ema" and ema is None:
-        raise ExportError("--weights ema: the run kept no averaged weights; use --weights model")
-    taken = "model" if ema is None or weights == "model" else "ema"
-    model = make_model(recipe.model, len(checkpoint.classes))
-    model.load_state_dict(ema if ema is not None and taken == "ema" else checkpoint.model)
-    mean, std = normalization(model)
-    facts = {
-        "format": "pt",  # what transformers and others look for in a safetensors file
+def metadata(trained: Trained) -> dict[str, str]:
+    """What a file says of itself; lists are JSON."""
+    recipe, info = trained.recipe, trained.run.read_info()
+    mean, std = normalization(trained.model)
+    return {
+        "format": "pt",  # what others look for in a safetensors file
         "model": recipe.model,
-        "num_classes": str(len(checkpoint.classes)),
-        "classes": json.dumps(checkpoint.classes, ensure_ascii=False),
+        "num_classes": str(len(trained.classes)),
+        "classes": json.dumps(trained.classes, ensure_ascii=False),
         "size_px": str(recipe.size_px),
         "eval_crop_fraction": str(recipe.augment.eval_crop_fraction),
         "mean": json.dumps(mean),
         "std": json.dumps(std),
         "input": "float32 (batch, 3, size, size), RGB, values in [0, 1] minus mean, over std",
-        "weights": taken,
-        "step": str(checkpoint.position["step"]),
-        "recipe_digest": xxhash.xxh3_128_hexdigest(json.dumps(checkpoint.recipe, sort_keys=True).encode()),
-        "manifest_digest": checkpoint.manifest_digest,
+        "weights": trained.weights,
+        "step": str(trained.step),
+        "recipe_digest": xxhash.xxh3_128_hexdigest(json.dumps(info["recipe"], sort_keys=True).encode()),
+        "manifest_digest": info["manifest_digest"],
         "wv_toolkit": version("wv-toolkit"),
     }
-    return Trained(model=model.eval(), recipe=recipe, size_px=recipe.size_px, facts=facts)
 
 
 def write_safetensors(trained: Trained, path: Path) -> Difference:
@@ -98,11 +74,11 @@ def write_safetensors(trained: Trained, path: Path) -> Difference:
     tensors = {key: value.contiguous() for key, value in trained.model.state_dict().items()}
 
     def run(file: Path, images: Tensor) -> Tensor:
-        model = make_model(trained.recipe.model, int(trained.facts["num_classes"])).eval()
+        model = make_model(trained.recipe.model, len(trained.classes)).eval()
         model.load_state_dict(load_file(file))
-        return _logits(model, images)
+        return _logits(model.to(memory_format=torch.channels_last), images)  # as ours: the same sums
 
-    return _write(path, save(tensors, trained.facts), trained.model, run, trained.size_px, torch.float32)
+    return _write(path, save(tensors, metadata(trained)), trained.model, run, trained.recipe.size_px, torch.float32)
 
 
 def write_onnx(trained: Trained, path: Path, *, normalize: bool) -> Difference:
@@ -123,10 +99,11 @@ def write_onnx(trained: Trained, path: Path, *, normalize: bool) -> Difference:
 
     model = _WithNormalization(trained.model).eval() if normalize else trained.model
     dtype = torch.uint8 if normalize else torch.float32
-    facts = trained.facts | ({"input": "uint8 (batch, 3, size, size), RGB"} if normalize else {})
+    size_px = trained.recipe.size_px
+    facts = metadata(trained) | ({"input": "uint8 (batch, 3, size, size), RGB"} if normalize else {})
     program = torch.onnx.export(
         model,
-        (_images(_TRACED_BATCH, trained.size_px, dtype),),
+        (_images(_TRACED_BATCH, size_px, dtype),),
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: "batch"},),
@@ -141,7 +118,7 @@ def write_onnx(trained: Trained, path: Path, *, normalize: bool) -> Difference:
         (logits,) = session.run(["logits"], {"images": images.numpy()})
         return torch.from_numpy(logits)
 
-    return _write(path, program.model_proto.SerializeToString(), model, run, trained.size_px, dtype)
+    return _write(path, program.model_proto.SerializeToString(), model, run, size_px, dtype)
 
 
 class _WithNormalization(nn.Module):

@@ -24,7 +24,7 @@ from wv_shards import Dataset, ShardsError, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader, read_class_weights
 from wv_train.distributed import World, lost_contact, open_world
-from wv_train.errors import NonFiniteLossError, RecipeError, TrainError
+from wv_train.errors import ModelError, NonFiniteLossError, RecipeError, TrainError
 from wv_train.learner import with_synchronized_batch_norm
 from wv_train.live_view import PhaseLength
 from wv_train.models import check_model, make_model
@@ -95,6 +95,8 @@ def run_job(job: Job) -> None:
         run.check_new()
     with open_world(job.device) as world, ExitStack() as cleanup:
         model, plans, facts = prepare(job, world, checkpoint)
+        if job.resume and checkpoint is None:
+            _check_pretrained(run, job, facts)
         screen = Screen()
         metrics = cleanup.enter_context(_serve_metrics(job, world))
         say = screen.say if world.is_main else _silent
@@ -249,6 +251,15 @@ def _checkpoint_of(run: RunDirectory, job: Job) -> Checkpoint | None:
             "or start a new run with another --out"
         )
     return Checkpoint.load(run.last) if run.last.exists() else None
+
+
+def _check_pretrained(run: RunDirectory, job: Job, facts: Facts) -> None:
+    """Where the run was killed before its first checkpoint, the file of weights must still be the one it began with."""
+    if facts.pretrained_digest != (before := run.read_info().get("pretrained_digest")):
+        raise ModelError(
+            f"{job.recipe.pretrained}: the run in {run.path} began with weights of digest {before}, the file's is now "
+            f"{facts.pretrained_digest}; give the same file, or start a new run with another --out"
+        )
 
 
 def _facts(loader: Loader) -> Facts:
