@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -106,6 +107,10 @@ def run_eval(*arguments: object) -> dict[str, object]:
     return dict(json.loads(path.read_text()))
 
 
+def options_of(one: click.Command) -> list[str]:
+    return [option for parameter in one.params for option in parameter.opts if option.startswith("--")]
+
+
 def softmaxes(run: Path, shards: Path) -> tuple[np.ndarray, np.ndarray]:
     """(N, K) of a run and (N,) labels, the plain way: everything in memory."""
     trained = load_trained(run, checkpoint="last", weights="auto", device=torch.device("cpu"))
@@ -165,6 +170,20 @@ def test_weights_are_fitted_on_one_half_and_everything_is_tested_on_the_other(
         assert member["top1"] == (one[~half].argmax(axis=1) == labels[~half]).mean()
     assert result["top1"] == mixtures["fitted"]["top1"]
     assert result["weights_from"] == "fitted"
+
+
+def test_every_field_of_a_result_is_on_the_page(two_runs: tuple[Path, Path], val_dataset: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    a, b = two_runs
+    shards = ("--shards", val_dataset, "--json", tmp_path / "result.json")
+    single = run_eval("--run", a, "--crops", "2", *shards)
+    ensemble = run_eval("--ensemble", a, "--ensemble", b, "--fit-weights", "--crops", "2", *shards)
+    names = {*single, *ensemble, *single["crops"], *ensemble["fit"]}  # type: ignore[misc]
+    for rows in (single["calibration"], single["most_confused"], ensemble["mixtures"], ensemble["members"]):
+        names |= {name for name in rows[0] if not name.endswith("_name")}  # type: ignore[index]
+    assert sorted(name for name in names if f"`{name}`" not in page and name not in ("label", "prediction")) == []
+    missing = [option for option in options_of(command) if f"{option}" not in page]
+    assert set(missing) <= {"--batch-size", "--loader-threads", "--device", "--version"}
 
 
 def test_runs_of_other_classes_are_refused_by_name(

@@ -7,8 +7,9 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from wv_shards import Dataset
+from wv_train import trained
+from wv_train.checkpoint import Checkpoint
 from wv_train.cli_eval import command
 from wv_train.crops import crop_positions
 from wv_train.distributed import World
@@ -117,9 +120,9 @@ def test_two_ranks_count_what_one_counts_and_every_sample_once(
     config = EvalConfig(data=ValidationData(shards=shards, loader_threads=1, batch_size=8), positions=crop_positions(5))
 
     def work(world: World) -> dict[str, Any]:
-        trained = load_trained(two_runs[0], checkpoint="last", weights="auto", device=CPU)
-        with open_lockstep([trained], config, world) as shown:
-            return evaluate_run(trained, config, shown, world)
+        one = load_trained(two_runs[0], checkpoint="last", weights="auto", device=CPU)
+        with open_lockstep([one], config, world) as shown:
+            return evaluate_run(one, config, shown, world)
 
     alone, *others = on_ranks(1, work) + on_ranks(2, work)
     assert alone["invalid"] == {"samples": 3, "keys": keys}
@@ -200,6 +203,27 @@ def test_a_checkpoint_may_be_any_file_of_the_run_and_no_other_run_s(
         load_trained(a, checkpoint=str(kept), weights="auto", device=CPU)
     with pytest.raises(CheckpointError, match="no moving average"):
         load_trained(a, checkpoint="last", weights="ema", device=CPU)
+
+
+def test_auto_takes_the_moving_average_where_there_is_one(
+    two_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> Any:
+        """A checkpoint whose average is the weights, doubled; it has no buffers."""
+        state = Checkpoint.load(path)
+        values = {item.name: getattr(state, item.name) for item in fields(state)}
+        average = {name: 2 * value for name, value in state.model.items() if "running" not in name}
+        return SimpleNamespace(**values | {"ema": average})
+
+    plain = load_trained(two_runs[0], checkpoint="last", weights="model", device=CPU)
+    monkeypatch.setattr(trained, "Checkpoint", SimpleNamespace(load=load))
+    for weights, taken, factor in (("auto", "ema", 2), ("ema", "ema", 2), ("model", "model", 1)):
+        one = load_trained(two_runs[0], checkpoint="last", weights=weights, device=CPU)  # type: ignore[arg-type]
+        assert one.weights == taken
+        for (name, value), expected in zip(
+            one.model.state_dict().items(), plain.model.state_dict().values(), strict=True
+        ):
+            assert torch.equal(value, expected if "running" in name else factor * expected), name
 
 
 def test_weights_that_give_nan_are_refused(two_runs: tuple[Path, Path], val_dataset: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wv_shards import band_range
@@ -13,13 +14,19 @@ _PAIRS = 5
 def show_result(result: dict[str, Any], console: Console) -> None:
     """Tables and lines on a console."""
     what = (
-        f"checkpoint {result['checkpoint']}"
+        f"checkpoint {escape(result['checkpoint'])}"
         if result["kind"] == "run"
         else f"ensemble, {result['weights_from']} weights"
     )
     table = _table(
-        f"{result['samples']:,} samples of {result['shards']}, {what}", "what", "classes", "samples", "top-1"
+        f"{result['samples']:,} samples of {escape(result['shards'])}, {what}", "what", "classes", "samples", "top-1"
     )
+    table.add_row("mean per class", f"{len(result['per_class']):,}", "", f"[bold]{_percent(result['mean_class_top1'])}")
+    table.add_row("mean per class, top-5 (WebVision's measure)", "", "", f"[bold]{_percent(result['mean_class_top5'])}")
+    table.add_row("all", "", f"{result['samples']:,}", _percent(result["top1"]))
+    table.add_row("all, top-5", "", "", _percent(result["top5"]))
+    table.add_row("expected calibration error", "", "", _percent(result["expected_calibration_error"]))
+    table.add_section()
     for band in result["per_band"]:
         name = "no band" if band["band"] is None else f"band {band['band']}: {_band_range(band['band'])} images a class"
         table.add_row(name, f"{band['classes']:,}", f"{band['samples']:,}", _percent(band["top1"]))
@@ -27,12 +34,6 @@ def show_result(result: dict[str, Any], console: Console) -> None:
     for group in result["count_groups"]:
         name = f"{group['name']}: {group['rule']}"
         table.add_row(name, f"{group['classes']:,}", f"{group['samples']:,}", _percent(group["top1"]))
-    table.add_section()
-    table.add_row("mean per class", f"{len(result['per_class']):,}", "", f"[bold]{_percent(result['mean_class_top1'])}")
-    table.add_row("mean per class, top-5 (WebVision's measure)", "", "", f"[bold]{_percent(result['mean_class_top5'])}")
-    table.add_row("all", "", f"{result['samples']:,}", _percent(result["top1"]))
-    table.add_row("all, top-5", "", "", _percent(result["top5"]))
-    table.add_row("expected calibration error", "", "", _percent(result["expected_calibration_error"]))
     console.print(table)
     if result["kind"] == "ensemble":
         console.print(_ensemble(result))
@@ -46,12 +47,9 @@ def _lines(result: dict[str, Any], console: Console) -> None:
     some = min(5, len(ranked) // 2)
     for title, rows in (("weakest", ranked[:some]), ("strongest", ranked[::-1][:some])):
         console.print(f"{title}: " + ", ".join(f"{row['name']} {_percent(row['top1'])}" for row in rows), markup=False)
-    pairs = [
-        f"{pair['label_name']} → {pair['prediction_name']} {pair['samples']:,} ({pair['label_fraction']:.0%})"
-        for pair in result["most_confused"][:_PAIRS]
-    ]
-    if pairs:
-        console.print("most confused: " + ", ".join(pairs), markup=False)
+    for pair in result["most_confused"][:_PAIRS]:
+        taken = f"{pair['label_name']} taken for {pair['prediction_name']}"
+        console.print(f"{taken}: {pair['samples']:,} ({pair['label_fraction']:.0%})", markup=False)
     if invalid := result["invalid"]["samples"]:
         keys = ", ".join(result["invalid"]["keys"][:_PAIRS])
         more = ", …" if invalid > _PAIRS else ""
@@ -63,7 +61,7 @@ def _ensemble(result: dict[str, Any]) -> Table:
     title = f"weights fitted on {fit['samples']:,} other samples" if fit else "members and their weights"
     table = _table(title, "what", "weight", "top-1", "top-5", "mean per class", "calibration error")
     for member in result["members"]:
-        table.add_row(member["run"], f"{member['weight']:.3f}", *_numbers(member))
+        table.add_row(escape(member["run"]), f"{member['weight']:.3f}", *_numbers(member))
     table.add_section()
     for mixture in result["mixtures"]:
         table.add_row(f"mean of softmaxes, {mixture['weights_from']} weights", "", *_numbers(mixture))
