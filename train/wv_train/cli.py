@@ -11,6 +11,7 @@ import click
 from wv_loader import ENGINES, EngineError, LoaderError
 from wv_shards import ShardsError
 from wv_train.data import DataConfig
+from wv_train.distributed import ends_as_rank
 from wv_train.dry_run import dry_run as plan_only
 from wv_train.errors import RecipeError, TrainError
 from wv_train.job import Job, run_job, should_resume
@@ -182,6 +183,7 @@ def command(
         ) from error
 
 
+@ends_as_rank()
 def main() -> None:
     """Entry point: expected mistakes become one line, exit code 1, or 2 where the recipe or an option is wrong."""
     rank = os.environ.get("RANK", "0")

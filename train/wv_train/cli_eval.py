@@ -12,7 +12,7 @@ from wv_shards import write_atomic
 from wv_train.bars import progress_bar
 from wv_train.command_line import run_command
 from wv_train.crops import MAX_CROPS, crop_positions
-from wv_train.distributed import open_world
+from wv_train.distributed import ends_as_rank, open_world
 from wv_train.ensemble import normalized, parse_member
 from wv_train.errors import TrainError
 from wv_train.eval_screen import show_result
@@ -148,6 +148,7 @@ def command(
             _finish(result, json_path or (loaded[0].run.eval_json if run_path is not None else None))
 
 
+@ends_as_rank()
 def main() -> None:
     """Entry point: expected mistakes become one line and exit code 1, wrong usage 2."""
     run_command("wv-eval", command)

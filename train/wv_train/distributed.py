@@ -4,9 +4,12 @@ Started by `torchrun` or alone; a world of one opens no process group. gloo on a
 """
 
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -14,6 +17,16 @@ from torch import Tensor, nn
 
 from wv_loader import missing_gpu, usable_gpus
 from wv_train.errors import TrainError
+
+RANK_TIMEOUT_S = 50.0
+"""How long ranks wait for one that does not answer. Longer than rank 0 takes to save, short enough that a job with a
+rank that stands still is over within a minute; a rank that dies is noticed at once, by its closed connections."""
+
+_JOIN_TIMEOUT = timedelta(minutes=10)
+"""For the first meeting: ranks import, read a checkpoint and start at different times."""
+
+_is_rank = False
+"""Whether this process has opened a process group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,19 +66,28 @@ class World:
                 dist.broadcast(buffer, src=0)
 
 
+def first_sentence(error: RuntimeError) -> str:
+    """What torch says of a lost rank, without its source file's advice."""
+    return str(error).strip().splitlines()[0].split(". ")[0]
+
+
 def lost_contact(error: RuntimeError) -> bool:
     """Whether an error says that another rank is gone: torch raises plain RuntimeErrors for gloo."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "NCCL" in str(error)
 
 
 @contextmanager
-def open_world(device: str) -> Iterator[World]:
+def open_world(device: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iterator[World]:
     """Join the ranks that `torchrun` started, if it did. `device`: "auto" (GPU if there is one), "cpu" or "cuda".
 
-    Raises TrainError: CUDA was asked for and is not there, or fewer GPUs than ranks.
+    A rank that does not answer in a collective for `rank_timeout_s` is given up. After an error the group stays open:
+    closing it would make the other ranks speak before this one has said what happened. The process must end then.
+
+    Raises TrainError: CUDA was asked for and is not there, fewer GPUs than ranks, an environment that torchrun does not
+    write, or another rank that is gone.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    global _is_rank  # how this process has to end follows from it
+    rank, size, local_rank = _place_among_ranks()
     gpus = 0 if device == "cpu" else usable_gpus()
     use_cuda = device == "cuda" or (device == "auto" and gpus > 0)
     if use_cuda and not gpus:
@@ -78,15 +100,62 @@ def open_world(device: str) -> Iterator[World]:
     place = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(place)
-    if size > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo")
-    try:
+    if size == 1:
         yield World(rank=rank, size=size, device=place)
-        if size > 1:
-            # A rank that ends right after a collective is sometimes aborted by a thread of gloo that still lets go of
-            # its tensors and finds no interpreter. A rank that fails here says so itself.
-            with suppress(RuntimeError):
-                dist.barrier()
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
+        return
+    _is_rank = True
+    try:
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=_JOIN_TIMEOUT)
+        dist.set_timeout(timedelta(seconds=rank_timeout_s))
+        yield World(rank=rank, size=size, device=place)
+        dist.barrier()  # no rank closes its connections while another waits for something from them
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        raise TrainError(f"lost another rank ({first_sentence(error)}); see that rank's own message") from error
+    dist.destroy_process_group()
+
+
+def _place_among_ranks() -> tuple[int, int, int]:
+    """(rank, world size, local rank) from the environment. Raises TrainError where they cannot be."""
+    values = []
+    for name, otherwise in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        text = os.environ.get(name, otherwise)
+        if not (text.isascii() and text.isdigit()):
+            raise TrainError(f"{name}: expected a whole number, found {text!r}; start ranks with torchrun, or unset it")
+        values.append(int(text))
+    rank, size, local_rank = values
+    if rank >= size:
+        raise TrainError(f"RANK: expected less than WORLD_SIZE={size}, found {rank}; start ranks with torchrun")
+    if size > 1 and (missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]):
+        raise TrainError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start ranks with torchrun")
+    return rank, size, local_rank
+
+
+@contextmanager
+def ends_as_rank() -> Iterator[None]:
+    """Around a command's entry point: a process that was one of several ranks ends without taking Python down.
+
+    A thread of gloo lets go of a collective's tensors after it has told the loop that it is done. Letting go of one
+    that Python knows needs the interpreter's lock, and a thread that asks for it while the interpreter goes down is
+    ended by Python inside a destructor that may not be left: std::terminate, and a run that was done and saved fails
+    with SIGABRT. The threads live as long as the process group, which DistributedDataParallel holds on to, so closing
+    it does not wait for them. Here all is closed and written: what is left is to flush what was said, and to go.
+    """
+    try:
+        yield
+        code: object = 0
+    except SystemExit as ended:
+        if not _is_rank:
+            raise
+        code = ended.code
+    except BaseException:
+        if not _is_rank:
+            raise
+        traceback.print_exc()
+        code = 1
+    if _is_rank:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed at its other end, or by us
+                stream.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))

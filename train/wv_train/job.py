@@ -23,7 +23,7 @@ from wv_loader import Loader, LoaderStats, MetricsServer, engine_line, serve_met
 from wv_shards import Dataset, ShardsError, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader, read_class_weights
-from wv_train.distributed import World, lost_contact, open_world
+from wv_train.distributed import World, first_sentence, lost_contact, open_world
 from wv_train.errors import ModelError, NonFiniteLossError, RecipeError, TrainError
 from wv_train.learner import with_synchronized_batch_norm
 from wv_train.live_view import PhaseLength
@@ -152,10 +152,9 @@ def _train(trainer: Trainer, job: Job, world: World, run: RunDirectory, say: Cal
     except RuntimeError as error:
         if world.size == 1 or not lost_contact(error):
             raise
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        where = f"at step {trainer.position.step:,} ({first_sentence(error)})"
         raise TrainError(
-            f"lost another rank at step {trainer.position.step:,} ({reason}); see that rank's own message, "
-            f"then resume with: {resume_command(job, world)}"
+            f"lost another rank {where}; see that rank's own message, then resume with: {resume_command(job, world)}"
         ) from error
 
 
