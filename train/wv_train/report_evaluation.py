@@ -23,6 +23,9 @@ from wv_train.report_words import (
     without_id,
 )
 
+_RUNS_SIDE_BY_SIDE = 2
+"""With more runs a table takes the page's whole width."""
+
 
 def evaluation_section(runs: Sequence[RunData]) -> str:
     """All of the evaluations, the runs beside each other."""
@@ -47,14 +50,16 @@ def evaluation_section(runs: Sequence[RunData]) -> str:
         [[(row["class_id"], row) for row in evaluation.get("per_class", [])] for evaluation in evaluations],
         lambda row: [without_id(row["name"]), count(train_counts.get(row["class_id"])), count(row["samples"])],
     )
-    blocks = [f"<div><h3>By band</h3>{bands}{_many_medium_few(evaluations, heads)}</div>"]
-    blocks.append(f"<div><h3>By class</h3>{classes}</div>")
-    blocks.append(_calibration(evaluated, alone=len(runs) == 1))
+    tables = f"<div><h3>By band</h3>{bands}{_many_medium_few(evaluations, heads)}</div>"
+    tables += f"<div><h3>By class</h3>{classes}</div>"
+    if len(runs) <= _RUNS_SIDE_BY_SIDE:
+        tables = f'<div class="charts">{tables}</div>'
+    blocks = [_calibration(evaluated, alone=len(runs) == 1)]
     blocks += [_confused(run, evaluation, alone=len(runs) == 1) for _, run, evaluation in evaluated]
     return (
-        f'<h2>Evaluation</h2><div class="charts">{"".join(blocks)}</div>'
-        '<p class="quiet">A band holds classes of similar size, half an octave wide, by rows of the training source. '
-        "Click a heading to sort.</p>"
+        '<h2>Evaluation</h2><p class="quiet">A band holds classes of similar size, half an octave wide, by rows of the '
+        f"training source. Click a heading to sort.</p>{tables}"
+        f'<div class="charts after">{"".join(blocks)}</div>'
     )
 
 

@@ -87,7 +87,7 @@ def comparison(runs: Sequence[RunData], judgements: Sequence[Judgement | None]) 
         )
         rows.append(f"<tr><td>{escape(cells[0].name)}</td>{texts}</tr>")
     heads = [f"{dot(n)}{escape(run.name)}" for n, run in enumerate(runs)]
-    return f"<h2>Side by side</h2>{table(['', *heads], rows)}"
+    return f"<h2>Side by side</h2>{table(['', *heads], rows, css='whole')}"
 
 
 def _best_of(values: Sequence[float | None], better: int) -> float | None:
