@@ -109,7 +109,7 @@ def test_the_view_says_everything_of_a_run(columns: int, rows: int, clock: Clock
             "loss 1.234",
             "top-1 61.2%",
             "valid 64.12%",
-            "best 64.12%",
+            "best 64.99%",
             "EMA 64.99%",
             "kept 73.4%",
             "0.182",

@@ -88,10 +88,11 @@ class LiveView:
             self._train = row
         elif row["kind"] == "val":
             self._val = row
-            self._best = max(row["top1"], row["top1"] if self._best is None else self._best)
+            score = row.get("ema_top1", row["top1"])  # as the trainer chooses its best weights
+            self._best = score if self._best is None else max(score, self._best)
 
     def saved(self, step: int) -> None:
-        """A checkpoint of this step is in place."""
+        """A checkpoint of this step is in place, or on its way there."""
         self._saved = (step, self._clock())
 
     def warn(self, text: str) -> None:

@@ -69,7 +69,7 @@ class Screen:
             self._view.step(phase, step, phase_step)
 
     def saved(self, step: int) -> None:
-        """The checkpoint of this step is in place."""
+        """The checkpoint of this step is in place, or on its way there."""
         if self._view is not None:
             self._view.saved(step)
 

@@ -178,14 +178,16 @@ def modern(tmp_path: Path, shards: Path) -> Path:
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluation = json.loads((path / "eval.json").read_text())
     group = {"classes": 2, "samples": 10}
-    evaluation["many_medium_few"] = [
+    evaluation["count_groups"] = [
         {"name": "many", "rule": "more than 50", **group, "top1": 0.9, "mean_class_top1": 0.875},
         {"name": "few", "rule": "fewer than 10", **group, "top1": None, "mean_class_top1": None},
     ]
     empty = {"low": 0.0, "high": 0.5, "samples": 0, "confidence": None, "top1": None}
     full = {"low": 0.5, "high": 1.0, "samples": 15, "confidence": 0.8, "top1": 0.6}
-    evaluation["calibration"] = {"ece": 0.2, "bins": [empty, full]}
+    evaluation |= {"calibration": [empty, full], "expected_calibration_error": 0.2, "step": 100, "weights": "ema"}
     pair = {"label": 0, "label_name": "n00000000 a thing", "prediction": 1, "prediction_name": "n00000001 a ruse"}
-    evaluation["confused"] = [{**pair, "samples": 3, "label_fraction": 0.6}]
+    evaluation["most_confused"] = [{**pair, "samples": 3, "label_fraction": 0.6}]
+    crops = {"positions": [{}] * 5, "top1_mean": 0.74, "top1_std": 0.012, "averaged": {"top1": 0.78}}
+    evaluation |= {"crops": crops, "shards": "val"}
     (path / "eval.json").write_text(json.dumps(evaluation))
     return path

@@ -81,7 +81,7 @@ def test_the_best_is_marked_by_what_is_better(shards: Path, tmp_path: Path, make
     runs = [make_run(tmp_path / "a", shards, top1=0.7), make_run(tmp_path / "b", shards, top1=0.8)]
     for run, ece in zip(runs, (0.1, 0.2), strict=True):
         evaluation = json.loads((run / "eval.json").read_text())
-        (run / "eval.json").write_text(json.dumps(evaluation | {"calibration": {"ece": ece}}))
+        (run / "eval.json").write_text(json.dumps(evaluation | {"expected_calibration_error": ece}))
     write_report(runs, tmp_path / "both.html")
     text = (tmp_path / "both.html").read_text()
     assert "<td>top-1, wv-eval</td><td>70.0%</td><td class=best>80.0%</td>" in text
@@ -106,6 +106,10 @@ def test_evaluation_shows_groups_calibration_and_what_is_confused(
     text = read_page(modern / "report.html").text
     assert {"many: more than 50", "90.0%", "few: fewer than 10", "a thing", "a ruse", "60.0%"} <= set(text)
     assert "calibration error 0.200" in text
+    assert (
+        "averaged weights of checkpoint last, step 100, 15 samples of val; top-1 over 5 crops 74.0% ± 1.2%, of their "
+        "mean 78.0%."
+    ) in text
     charts = [json.loads(v) for _, n, v in read_page(modern / "report.html").attributes if n == "data-chart"]
     (calibration,) = [chart for chart in charts if chart["x"] != "step"]
     assert (calibration["lines"][0]["x"], calibration["lines"][0]["y"]) == ([0.8], [0.6]), "no empty bins"
@@ -113,10 +117,6 @@ def test_evaluation_shows_groups_calibration_and_what_is_confused(
 
 def test_a_suspect_shows_its_visits_oldest_first(modern: Path, read_page: Callable[[Path], Any]) -> None:
     ledger = np.load(modern / "ledger.npy")
-    if "history" not in ledger.dtype.names:
-        old, ledger = ledger, np.zeros(len(ledger), dtype=[*LEDGER_DTYPE.descr, ("history", "u1", (16,))])
-        for name in LEDGER_DTYPE.names:
-            ledger[name] = old[name]
     ledger["seen"][3], ledger["gated"][3] = 18, 2  # visits 2 … 17 are left: place 2 is the oldest
     ledger["history"][3] = 1 + np.rint(254 * np.roll(np.arange(16) / 20, 2))
     ledger["history"][4, :2] = (1, 255)  # two visits, 0 and 1
@@ -128,3 +128,14 @@ def test_a_suspect_shows_its_visits_oldest_first(modern: Path, read_page: Callab
     said = ", ".join(f"{place / 20:.2f}" for place in range(16))
     assert sparks == [f"confidence of the label by visit: {said}", "confidence of the label by visit: 0.00, 1.00"]
     assert "over 18 visits, gated at 2" in page.text
+
+
+def test_a_ledger_of_an_older_run_has_no_small_lines(run: Path, read_page: Callable[[Path], Any]) -> None:
+    ledger = np.load(run / "ledger.npy")
+    old = np.dtype([item for item in LEDGER_DTYPE.descr if item[0] != "history"])
+    digest = json.loads((run / "run.json").read_text())["manifest_digest"]
+    Overlay(kind="ledger", array=ledger[list(old.names)].astype(old), manifest_digest=digest).save(run / "ledger")
+    write_report([run], run / "report.html")
+    page = read_page(run / "report.html")
+    assert page.tags.count("img") == 60
+    assert ("svg", "class", "spark") not in page.attributes
