@@ -1,4 +1,4 @@
-"""The live view of a run on a terminal: a few lines at the bottom that are drawn anew twice a second.
+"""The live view of a run on a terminal: a few lines at the bottom that are drawn anew once a second.
 
 Holds what was last heard and draws it at the terminal's present size, whatever that is. `progress` feeds it; it
 measures nothing but time.

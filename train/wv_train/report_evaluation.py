@@ -66,7 +66,7 @@ def evaluation_section(runs: Sequence[RunData]) -> str:
 
 def _what(run: RunData, evaluation: dict[str, Any], *, alone: bool) -> str:
     """What was evaluated, and how the crops of an image differ."""
-    weights = {"ema": "averaged weights", "model": "weights"}.get(str(evaluation.get("weights")), "weights")
+    weights = "Averaged weights" if evaluation.get("weights") == "ema" else "Weights"
     text = f"{'' if alone else f'{run.name}: '}{weights} of checkpoint {evaluation.get('checkpoint', '–')}"
     if evaluation.get("step") is not None:
         text += f", step {evaluation['step']:,}"

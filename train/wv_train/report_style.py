@@ -126,7 +126,10 @@ footer { color: var(--quiet); font-size: 12.5px; padding: 32px 0 40px; }
   main, header.page { padding: 0 12px; }
   .card, figure.chart { padding: 12px; }
   th, td { padding: 5px 6px; }
-  td.words { min-width: 18ch; }
+  table.events thead { display: none; }
+  table.events tr { display: block; padding: 6px 0; border-bottom: 1px solid var(--rule); }
+  table.events td { display: inline-block; border: 0; padding: 0 8px 0 0; min-width: 0; }
+  table.events td.words { display: block; }
   .meter { width: 28px; }
   svg .tick { font-size: 16px; }
   svg .phase-name, svg .mark-name { font-size: 13px; }

@@ -107,7 +107,7 @@ def test_evaluation_shows_groups_calibration_and_what_is_confused(
     assert {"many: more than 50", "90.0%", "few: fewer than 10", "a thing", "a ruse", "60.0%"} <= set(text)
     assert "calibration error 0.200" in text
     assert (
-        "averaged weights of checkpoint last, step 100, 15 samples of val; top-1 over 5 crops 74.0% ± 1.2%, of their "
+        "Averaged weights of checkpoint last, step 100, 15 samples of val; top-1 over 5 crops 74.0% ± 1.2%, of their "
         "mean 78.0%."
     ) in text
     charts = [json.loads(v) for _, n, v in read_page(modern / "report.html").attributes if n == "data-chart"]
