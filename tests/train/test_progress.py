@@ -95,6 +95,8 @@ def test_the_view_fits_every_terminal(columns: int, rows: int, clock: Clock) -> 
     assert len(lines) < rows, "a region as high as the terminal scrolls"
     for line in lines:
         assert sum(segment.cell_length for segment in line) < columns
+    if columns >= 30:
+        assert sum(segment.cell_length for segment in lines[-1]) <= columns - len("^C^C"), "an echo would wrap"
     if rows > 4:
         assert "step 29: " in "".join(segment.text for segment in lines[-1]), "the last warning stays in sight"
 
@@ -109,7 +111,7 @@ def test_the_view_says_everything_of_a_run(columns: int, rows: int, clock: Clock
             "loss 1.234",
             "top-1 61.2%",
             "valid 64.12%",
-            "best 64.12%",
+            "best 64.99%",
             "EMA 64.99%",
             "kept 73.4%",
             "0.182",

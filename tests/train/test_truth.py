@@ -1,6 +1,6 @@
 """The truth of a data set: joined by path, and refused in one line where it is not the data set's."""
 
-import subprocess
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import pytest
 
 from wv_shards import Dataset
 from wv_train import cli
-from wv_train.source_version import source_commit
 from wv_train.truth import NO_CLASS, UNKNOWN, TruthError, read_true_labels, read_truth
 
 
@@ -105,38 +104,33 @@ def test_a_run_refuses_a_bad_truth_before_it_writes_anything(
     assert not (tmp_path / "run").exists()
 
 
-# Which code runs
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Callable[..., str]:
-    def git(*words: str) -> str:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-        command = ["git", "-C", str(tmp_path), *identity, *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    git("init", "-q")
-    (tmp_path / "code.py").write_text("1\n")
-    git("add", "code.py")
-    git("commit", "-qm", "first")
-    git("tag", "-am", "a release", "v1")
-    return git
-
-
-def test_a_checkout_is_named_by_its_commit_and_dirty_where_it_differs(
-    checkout: Callable[..., str], tmp_path: Path
+def test_a_run_measures_the_gate_against_the_truth_and_remembers_it(
+    dataset: Dataset,
+    write_recipe: Callable[..., Path],
+    small_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    commit = checkout("rev-parse", "HEAD")[:12]
-    assert source_commit(tmp_path) == commit
-    (tmp_path / "code.py").write_text("2\n")
-    source_commit.cache_clear()
-    assert source_commit(tmp_path) == f"{commit}-dirty"
-
-
-def test_a_folder_inside_a_checkout_and_one_that_git_cannot_read_have_no_commit(
-    checkout: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "site-packages").mkdir()
-    assert source_commit(tmp_path / "site-packages") is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert source_commit(tmp_path) is None
+    """Labels of the largest class are wrong, those of the smallest are not known."""
+    lines = [f"{path},{label},{NO_CLASS if label == 0 else label}" for path, label in _rows(dataset) if label != 5]
+    (tmp_path / "t.csv").write_text("path,label,true_label\n" + "\n".join(lines))
+    recipe = write_recipe(
+        tmp_path / "tiny.toml", "phases.gated.steps=2", "phases.finetune.steps=1", "log_every_steps=1"
+    )
+    options = ["--shards", small_dataset, "--recipe", recipe, "--device", "cpu", "--truth", tmp_path / "t.csv"]
+    monkeypatch.setattr("sys.argv", ["wv-train", *map(str, options), "--out", str(tmp_path / "run")])
+    cli.main()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    base = [row for row in rows if row["kind"] == "train" and row["phase"] == "base"]
+    assert all(row["kept_precision"] == row["shown_precision"] for row in base), "all are kept"
+    mean = np.mean([row["shown_precision"] for row in base])
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    shown = np.array(info["exposures"]["base"][:5])
+    assert mean == pytest.approx(shown[1:].sum() / shown.sum(), abs=0.05)
+    assert info["truth"] == str(tmp_path / "t.csv")
+    (tmp_path / "t.csv").unlink()
+    monkeypatch.setattr("sys.argv", ["wv-train", "--resume", "--out", str(tmp_path / "run"), "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "t.csv: expected a table with the truth" in capsys.readouterr().err

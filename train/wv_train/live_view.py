@@ -1,4 +1,4 @@
-"""The live view of a run on a terminal: a few lines at the bottom that are drawn anew twice a second.
+"""The live view of a run on a terminal: a few lines at the bottom that are drawn anew once a second.
 
 Holds what was last heard and draws it at the terminal's present size, whatever that is. `progress` feeds it; it
 measures nothing but time.
@@ -88,10 +88,11 @@ class LiveView:
             self._train = row
         elif row["kind"] == "val":
             self._val = row
-            self._best = max(row["top1"], row["top1"] if self._best is None else self._best)
+            score = row.get("ema_top1", row["top1"])  # as the trainer chooses its best weights
+            self._best = score if self._best is None else max(score, self._best)
 
     def saved(self, step: int) -> None:
-        """A checkpoint of this step is in place."""
+        """A checkpoint of this step is in place, or on its way there."""
         self._saved = (step, self._clock())
 
     def warn(self, text: str) -> None:

@@ -20,7 +20,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # tensorboard's own imports warn of their future
     from torch.utils.tensorboard import SummaryWriter
 
-_DRAWN_PER_S = 2.0
+_DRAWN_PER_S = 1.0
+"""A frame costs some milliseconds, in a thread that takes turns with the training loop."""
 _WARNING = "warning: "
 
 
@@ -69,7 +70,7 @@ class Screen:
             self._view.step(phase, step, phase_step)
 
     def saved(self, step: int) -> None:
-        """The checkpoint of this step is in place."""
+        """The checkpoint of this step is in place, or on its way there."""
         if self._view is not None:
             self._view.saved(step)
 

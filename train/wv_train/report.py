@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wv_shards import CorruptDataError, Dataset, write_atomic
+from wv_train.ledger import history_of
 from wv_train.report_data import (
     ReportError,
     RunData,
     distinct_names,
-    history_of,
     judge,
     load_run,
     open_shards,
@@ -117,11 +117,19 @@ def _suspect(
         confidence=float(row["label_conf_mean"]),
         visits=int(row["seen"]),
         gated=int(row["gated"]),
-        history=history_of(row),
+        history=_history(run.ledger[[ordinal]]),  # type: ignore[index]
         thumbnail=_thumbnail(dataset, ordinal),
         wrong=None if true_label == UNKNOWN else true_label != label,
         truth=_verdict(run, label, true_label),
     )
+
+
+def _history(row: NDArray[Any]) -> tuple[float, ...]:
+    """Of a row of the ledger, (1,): the label's confidence at the last visits, oldest first; old ledgers have none."""
+    if "history" not in (row.dtype.names or ()):
+        return ()
+    values = history_of(row)[0]
+    return tuple(float(value) for value in values[np.isfinite(values)])
 
 
 def _class_name(run: RunData, class_id: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wv_train.ledger import HISTORY_VISITS
 from wv_train.report_svg import (
     LEFT,
     PALETTE_SIZE,
@@ -77,18 +78,21 @@ def histogram(title: str, x_label: str, stacks: Sequence[tuple[str, NDArray[np.i
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Values in [0, 1], oldest first, as a small line with a dot on the last; "" without a value."""
+    """Values in [0, 1], oldest first, as a small line with a dot on the last; "" without a value.
+
+    It has room for as many as the ledger remembers, so the fewer there are the shorter it is.
+    """
     if not values:
         return ""
     width, height, margin = 100.0, 26.0, 4.0
-    step = (width - 2 * margin) / max(1, len(values) - 1)
+    step = (width - 2 * margin) / max(1, HISTORY_VISITS - 1, len(values) - 1)
     corners = [
         (margin + place * step, margin + (1 - value) * (height - 2 * margin)) for place, value in enumerate(values)
     ]
     x, y = corners[-1]
     said = ", ".join(f"{value:.2f}" for value in values)
     return (
-        f'<svg class="spark" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'<svg class="spark" viewBox="0 0 {width:.0f} {height:.0f}" preserveAspectRatio="xMinYMid" role="img" '
         f'aria-label="{html.escape(f"confidence of the label by visit: {said}")}"><title>{html.escape(said)}</title>'
         f'<path class="grid" d="M0 {height - margin}H{width:.0f}"/>{polyline("c0", corners)}'
         f'<circle class="dot-last c0" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/></svg>'

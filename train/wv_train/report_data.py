@@ -167,16 +167,6 @@ def rank_suspects(ledger: NDArray[Any]) -> NDArray[np.int64]:
     return seen[np.argsort(ledger["label_conf_mean"][seen], kind="stable")]
 
 
-def history_of(row: Any) -> tuple[float, ...]:
-    """The label's confidence at the last visits of a sample, oldest first; empty where the ledger has no history."""
-    if "history" not in (row.dtype.names or ()):
-        return ()
-    places, seen = row["history"], int(row["seen"])
-    first = seen % len(places) if seen > len(places) else 0
-    codes = np.roll(places, -first)
-    return tuple((float(code) - 1) / 254 for code in codes if code)
-
-
 def judge(ledger: NDArray[Any], labels: NDArray[np.int64], true_labels: NDArray[np.int64]) -> Judgement:
     """Compare the ledger's suspects with the truth, as `read_true_labels` gives it. Arrays are (N,)."""
     ranked = rank_suspects(ledger)

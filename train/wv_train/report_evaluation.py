@@ -23,6 +23,9 @@ from wv_train.report_words import (
     without_id,
 )
 
+_RUNS_SIDE_BY_SIDE = 2
+"""With more runs a table takes the page's whole width."""
+
 
 def evaluation_section(runs: Sequence[RunData]) -> str:
     """All of the evaluations, the runs beside each other."""
@@ -47,20 +50,38 @@ def evaluation_section(runs: Sequence[RunData]) -> str:
         [[(row["class_id"], row) for row in evaluation.get("per_class", [])] for evaluation in evaluations],
         lambda row: [without_id(row["name"]), count(train_counts.get(row["class_id"])), count(row["samples"])],
     )
-    blocks = [f"<div><h3>By band</h3>{bands}{_many_medium_few(evaluations, heads)}</div>"]
-    blocks.append(f"<div><h3>By class</h3>{classes}</div>")
-    blocks.append(_calibration(evaluated, alone=len(runs) == 1))
+    tables = f"<div><h3>By band</h3>{bands}{_many_medium_few(evaluations, heads)}</div>"
+    tables += f"<div><h3>By class</h3>{classes}</div>"
+    if len(runs) <= _RUNS_SIDE_BY_SIDE:
+        tables = f'<div class="charts">{tables}</div>'
+    blocks = [_calibration(evaluated, alone=len(runs) == 1)]
     blocks += [_confused(run, evaluation, alone=len(runs) == 1) for _, run, evaluation in evaluated]
+    said = "".join(f"<p>{_what(run, evaluation, alone=len(runs) == 1)}</p>" for _, run, evaluation in evaluated)
     return (
-        f'<h2>Evaluation</h2><div class="charts">{"".join(blocks)}</div>'
-        '<p class="quiet">A band holds classes of similar size, half an octave wide, by rows of the training source. '
-        "Click a heading to sort.</p>"
+        f'<h2>Evaluation</h2>{said}<p class="quiet">A band holds classes of similar size, half an octave wide, by rows '
+        f"of the training source. Click a heading to sort.</p>{tables}"
+        f'<div class="charts after">{"".join(blocks)}</div>'
     )
+
+
+def _what(run: RunData, evaluation: dict[str, Any], *, alone: bool) -> str:
+    """What was evaluated, and how the crops of an image differ."""
+    weights = "Averaged weights" if evaluation.get("weights") == "ema" else "Weights"
+    text = f"{'' if alone else f'{run.name}: '}{weights} of checkpoint {evaluation.get('checkpoint', '–')}"
+    if evaluation.get("step") is not None:
+        text += f", step {evaluation['step']:,}"
+    text += f", {count(evaluation.get('samples'))} samples of {evaluation.get('shards', '–')}"
+    if crops := evaluation.get("crops"):
+        text += (
+            f"; top-1 over {len(crops['positions'])} crops {percent(crops['top1_mean'])} ± "
+            f"{percent(crops['top1_std'])}, of their mean {percent(crops['averaged']['top1'])}"
+        )
+    return escape(f"{text}.")
 
 
 def _many_medium_few(evaluations: Sequence[dict[str, Any]], heads: Sequence[str]) -> str:
     columns = [
-        [((row.get("name"), row.get("rule")), row) for row in evaluation.get("many_medium_few") or ()]
+        [((row["name"], row["rule"]), row) for row in evaluation.get("count_groups") or ()]
         for evaluation in evaluations
     ]
     if not any(columns):
@@ -69,11 +90,7 @@ def _many_medium_few(evaluations: Sequence[dict[str, Any]], heads: Sequence[str]
         ["group", "classes", "samples"],
         heads,
         columns,
-        lambda row: [
-            f"{row.get('name')}: {row['rule']}" if row.get("rule") else str(row.get("name")),
-            count(row.get("classes")),
-            count(row.get("samples")),
-        ],
+        lambda row: [f"{row['name']}: {row['rule']}", count(row["classes"]), count(row["samples"])],
     )
     return f"<h3>Many, medium, few</h3>{groups}"
 
@@ -82,16 +99,11 @@ def _calibration(evaluated: Sequence[tuple[int, RunData, dict[str, Any]]], *, al
     """Reliability diagram: how often a prediction of a given confidence is right."""
     lines = []
     for number, run, evaluation in evaluated:
-        calibration = evaluation.get("calibration") or {}
-        bins = [
-            row
-            for row in calibration.get("bins") or ()
-            if row.get("samples") and row.get("confidence") is not None and row.get("top1") is not None
-        ]
+        bins = [row for row in evaluation.get("calibration") or () if row.get("samples")]
         name = "" if alone else f"{run.name}, "
         lines.append(
             Line(
-                label=f"{name}calibration error {decimal(calibration.get('ece'))}",
+                label=f"{name}calibration error {decimal(evaluation.get('expected_calibration_error'))}",
                 colour=0 if alone else number,
                 x=np.array([row["confidence"] for row in bins], dtype=np.float64),
                 y=np.array([row["top1"] for row in bins], dtype=np.float64),
@@ -108,13 +120,13 @@ def _calibration(evaluated: Sequence[tuple[int, RunData, dict[str, Any]]], *, al
 
 
 def _confused(run: RunData, evaluation: dict[str, Any], *, alone: bool) -> str:
-    pairs = evaluation.get("confused") or ()
+    pairs = evaluation.get("most_confused") or ()
     if not pairs:
         return ""
     rows = [
-        f"<tr><td>{escape(short_name(str(pair.get('label_name', pair.get('label')))))}</td>"
-        f"<td class=left>{escape(short_name(str(pair.get('prediction_name', pair.get('prediction')))))}</td>"
-        f"<td>{count(pair.get('samples'))}</td><td>{percent(pair.get('label_fraction'))}</td></tr>"
+        f"<tr><td>{escape(short_name(pair['label_name']))}</td>"
+        f"<td class=left>{escape(short_name(pair['prediction_name']))}</td>"
+        f"<td>{count(pair['samples'])}</td><td>{percent(pair['label_fraction'])}</td></tr>"
         for pair in pairs
     ]
     title = "Most confused" if alone else f"Most confused, {run.name}"

@@ -34,7 +34,7 @@ def measures(run: RunData, judgement: Judgement | None) -> list[Measure]:
         _measure("top-5, wv-eval", evaluation.get("top5"), percent, 1),
         _measure("mean class top-1, wv-eval", evaluation.get("mean_class_top1"), percent, 1),
         *(_of_group(evaluation, group) for group in ("many", "medium", "few")),
-        _measure("calibration error, wv-eval", (evaluation.get("calibration") or {}).get("ece"), decimal, -1),
+        _measure("calibration error, wv-eval", evaluation.get("expected_calibration_error"), decimal, -1),
         _measure("validation top-1, last", _last(run.val, "top1"), percent, 1),
         _measure("validation top-1, best", _best(run.val, "top1"), percent, 1),
         _measure("validation top-1 of EMA, last", _last(run.val, "ema_top1"), percent, 1),
@@ -87,7 +87,7 @@ def comparison(runs: Sequence[RunData], judgements: Sequence[Judgement | None]) 
         )
         rows.append(f"<tr><td>{escape(cells[0].name)}</td>{texts}</tr>")
     heads = [f"{dot(n)}{escape(run.name)}" for n, run in enumerate(runs)]
-    return f"<h2>Side by side</h2>{table(['', *heads], rows)}"
+    return f"<h2>Side by side</h2>{table(['', *heads], rows, css='whole')}"
 
 
 def _best_of(values: Sequence[float | None], better: int) -> float | None:
@@ -103,7 +103,7 @@ def _measure(name: str, value: float | None, show: Callable[[float | None], str]
 
 
 def _of_group(evaluation: dict[str, Any], group: str) -> Measure:
-    rows = [row for row in evaluation.get("many_medium_few") or () if row.get("name") == group]
+    rows = [row for row in evaluation.get("count_groups") or () if row.get("name") == group]
     value = rows[0].get("mean_class_top1", rows[0].get("top1")) if rows else None
     return _measure(f"mean class top-1, {group}, wv-eval", value, percent, 1)
 

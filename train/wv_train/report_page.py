@@ -104,7 +104,7 @@ def _events(runs: Sequence[RunData]) -> str:
         return ""
     heads = ["step", *(["<span class=left>run</span>"] if len(runs) > 1 else [])]
     heads += ['<span class="left">phase</span>', '<span class="left">kind</span>', '<span class="left">text</span>']
-    return f"<h2>Warnings</h2>{table(heads, rows)}"
+    return f"<h2>Warnings</h2>{table(heads, rows, css='events')}"
 
 
 def _classes(runs: Sequence[RunData]) -> str:

@@ -39,9 +39,9 @@ def settings_section(runs: Sequence[RunData]) -> str:
 
 def flat(value: object, path: str = "") -> dict[str, object]:
     """A nested table as {a.b.c: value}; items of a list go by their `name`, as in `--set`."""
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         value = {
-            str(item.get("name", place)) if isinstance(item, dict) else str(place): item
+            str(item.get("name", place)): {key: inner for key, inner in item.items() if key != "name"}
             for place, item in enumerate(value)
         }
     if not isinstance(value, dict):

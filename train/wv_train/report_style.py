@@ -40,6 +40,7 @@ code, .mono { font: 12.5px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, m
 .tile b { display: block; font-size: 22px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--quiet); font-size: 12.5px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 14px; }
+.charts.after { margin-top: 14px; align-items: start; }
 figure.chart { position: relative; min-width: 0; }
 figcaption { font-weight: 600; font-size: 14px; margin-bottom: 6px; }
 figure.chart > svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -86,6 +87,7 @@ svg .cursor { stroke: var(--quiet); stroke-width: 1; }
   display: inline-block; width: 10px; height: 3px; margin-right: 6px; background: var(--c); vertical-align: middle;
 }
 .scroll { overflow: auto; max-height: 460px; }
+.scroll:has(> table.whole) { max-height: none; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 8px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 11ch; }
@@ -120,6 +122,18 @@ details > summary { cursor: pointer; font-weight: 600; margin: 10px 0; overflow-
 .facts { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; font-size: 13px; margin: 0; }
 .facts dt { color: var(--quiet); } .facts dd { margin: 0; overflow-wrap: anywhere; }
 footer { color: var(--quiet); font-size: 12.5px; padding: 32px 0 40px; }
+@media (max-width: 600px) {
+  main, header.page { padding: 0 12px; }
+  .card, figure.chart { padding: 12px; }
+  th, td { padding: 5px 6px; }
+  table.events thead { display: none; }
+  table.events tr { display: block; padding: 6px 0; border-bottom: 1px solid var(--rule); }
+  table.events td { display: inline-block; border: 0; padding: 0 8px 0 0; min-width: 0; }
+  table.events td.words { display: block; }
+  .meter { width: 28px; }
+  svg .tick { font-size: 16px; }
+  svg .phase-name, svg .mark-name { font-size: 13px; }
+}
 @media print { .scroll { max-height: none; } figure.chart, .card { break-inside: avoid; } }
 """
 

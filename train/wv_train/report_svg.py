@@ -84,7 +84,7 @@ def grid(frame: Frame, *, percent: bool, x_ticks: bool, x_label: str = "") -> st
         parts.append(text(LEFT - 6, y + 3.5, number(value, percent), anchor="end"))
     if x_ticks:
         ticks = _ticks(*frame.x_range, count=6)
-        parts += [text(frame.x(value), frame.bottom + 15, number(value, percent=False)) for value in ticks]
+        parts += [text(frame.x(value), frame.bottom + 17, number(value, percent=False)) for value in ticks]
     if x_label:
         parts.append(text((LEFT + WIDTH - RIGHT) / 2, frame.height - 4, x_label))
     return "".join(parts)

@@ -410,9 +410,8 @@ class Trainer:
         self._write({"kind": "phase", "step": self.position.step, "phase": phase.name, "event": event, **more})
 
     def _warn(self, phase: Phase, text: str) -> None:
+        """Also said to a person, by the log."""
         self._write({"kind": "warning", "step": self.position.step, "phase": phase.name, "text": text})
-        if self._log:
-            self._log.screen.say(f"warning: step {self.position.step:,}: {text}")
 
     def _where(self, phase: Phase) -> dict[str, object]:
         return {"step": self.position.step, "phase": phase.name, "epoch": self.position.epoch}
