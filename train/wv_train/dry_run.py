@@ -142,8 +142,8 @@ def _memory_lines(job: Job, world: World, model: nn.Module, facts: Facts) -> Ite
         f"{_size(size.weights)}, gradients {_size(size.gradients)}, momentum {_size(size.optimizer)}{average}, "
         f"activations of {rank_batch:,} images {_size(size.activations)}, images {_size(size.images)}"
     )
-    if dtype is None and recipe.amp != "off":
-        yield "  float32 here; on a GPU in bf16 or fp16 activations take about half"
+    half = "; float32 here, on a GPU in bf16 or fp16 activations take about half" if dtype is None else ""
+    yield f"  for a moment of the backward pass up to half of the activations more{half}"
     ledger = facts.samples * LEDGER_DTYPE.itemsize
     pixels = _BATCHES_HELD * rank_batch * 3 * recipe.size_px**2
     ahead = job.data.read_ahead_bytes
