@@ -174,7 +174,7 @@ class Recipe:
     """Everything that decides a run's weights, but for the data."""
 
     model: str
-    """`wv_resnet_…` (see `models`) or any timm name."""
+    """`wv_resnet_…` or any timm name; see docs/models.md."""
     batch_size: int
     """Global: samples an optimiser step, over all ranks."""
     phases: tuple[Phase, ...]
