@@ -34,6 +34,23 @@ def test_the_demo_recipes_have_three_phases_and_one_budget() -> None:
     assert {(phase.balance, phase.class_weights) for phase in (*gated.phases, *plain.phases)} == {(0.5, "sqrt")}
 
 
+def test_the_recipe_after_sun_et_al_has_the_papers_figures() -> None:
+    recipe = load_recipe("webvision2-sun2018")
+    base, gated, finetune = recipe.phases
+    assert recipe.batch_size == 1024
+    assert base.until == "plateau"  # the gate comes once the loss is stable
+    assert (base.max_steps or 0) + (gated.steps or 0) == 400_000
+    assert (gated.schedule, gated.gamma) == ("step", 0.1)
+    assert gated.gate is not None
+    assert (gated.gate.kind, gated.gate.unit, gated.gate.end) == ("top1", "confidence", 0.0)
+    assert base.gate is finetune.gate is None
+    assert finetune.steps == 10_000
+    assert finetune.lr < base.lr
+    assert finetune.backbone_factor != finetune.head_factor
+    # A class-weighted loss, on classes shown as collected: one correction of the imbalance.
+    assert {(phase.balance, phase.class_weights != "none") for phase in recipe.phases} == {(1.0, True)}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -21,7 +21,6 @@ from wv_train.dry_run_picture import curves_of, svg_picture, terminal_picture
 from wv_train.job import Facts, Job, opening_lines, prepare
 from wv_train.learner import amp_dtype
 from wv_train.ledger import LEDGER_DTYPE
-from wv_train.losses import class_weights
 from wv_train.memory_estimate import ModelBytes, model_bytes
 from wv_train.models import head_parameter_ids
 from wv_train.trainer import PhasePlan
@@ -113,10 +112,9 @@ def _spread(shows: NDArray[np.float64]) -> tuple[str, str, str]:
 
 def _weights_of(plan: PhasePlan) -> str:
     kind = plan.phase.class_weights
-    if kind in ("none", "file"):
-        return kind
-    weights = class_weights(kind, plan.exposure)
-    some = weights[weights > 0]
+    if kind == "none":
+        return kind if plan.prior is None else plan.phase.logit_prior
+    some = plan.weights[plan.weights > 0]
     return f"{kind} {some.min():.2g} to {some.max():.2g}"
 
 
@@ -134,16 +132,17 @@ def _memory_lines(job: Job, world: World, model: nn.Module, facts: Facts) -> Ite
     recipe = job.recipe
     rank_batch = recipe.batch_size // world.size
     dtype = amp_dtype(recipe.amp, world.device)
-    size = model_bytes(model, recipe, rank_batch=rank_batch, world_size=world.size, dtype=dtype)
+    at_once = min(rank_batch, job.pace.micro_batch or rank_batch)
+    size = model_bytes(model, recipe, rank_batch=at_once, world_size=world.size, dtype=dtype)
     named = "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
     average = f", average {_size(size.average)}" if size.average else ""
     yield (
         f"memory of a rank on its device ({world.device.type}{named}), estimated: {_size(size.total)}: weights "
         f"{_size(size.weights)}, gradients {_size(size.gradients)}, momentum {_size(size.optimizer)}{average}, "
-        f"activations of {rank_batch:,} images {_size(size.activations)}, images {_size(size.images)}"
+        f"activations of {at_once:,} images {_size(size.activations)}, images {_size(size.images)}"
     )
-    if dtype is None and recipe.amp != "off":
-        yield "  float32 here; on a GPU in bf16 or fp16 activations take about half"
+    half = "; float32 here, on a GPU in bf16 or fp16 activations take about half" if dtype is None else ""
+    yield f"  for a moment of the backward pass up to half of the activations more{half}"
     ledger = facts.samples * LEDGER_DTYPE.itemsize
     pixels = _BATCHES_HELD * rank_batch * 3 * recipe.size_px**2
     ahead = job.data.read_ahead_bytes

@@ -207,13 +207,14 @@ def svg_picture(curves: Sequence[PhaseCurves], *, title: str) -> str:
     top = gate_top(curves)
     bottom = _GATES[1] if top else _RATES[1]
     height = bottom + 62
-    parts = [_text(_LEFT, 24, title, size=15, weight=600), *_legend(top > 0, curves)]
+    parts = [_text(_LEFT, 24, title, size=15, weight=600)]
     for index, one in enumerate(curves):
         x, width = _x(one.left), _x(one.right) - _x(one.left)
         if index % 2:
             parts.append(
                 f'<rect x="{x:.1f}" y="{_RATES[0]}" width="{width:.1f}" height="{bottom - _RATES[0]}" fill="#f1f4f9"/>'
             )
+    parts += _legend(top > 0, curves)
     for exponent in range(round(low), round(high) + 1):
         y = _y(_RATES, (exponent - low) / (high - low))
         parts += [_rule(y), _text(_LEFT - 8, y + 4, f"{10.0**exponent:g}", anchor="end")]

@@ -3,6 +3,10 @@
 Activations are what autograd keeps for the backward pass: two small batches go forward and every tensor that is saved
 is counted once, by its storage. A batch's share of them grows in proportion to its images. What is left out: the
 gradients that exist for a moment during the backward pass, workspaces of convolutions, and what an allocator keeps.
+
+Against the growth of this process's memory on a CPU (activations and images, six networks from wv_resnet_16_32_64 to
+inception_resnet_v2, batches of 4 to 512): 0.97 to 1.06 of the estimate after the forward pass, 0.99 to 1.5 at the
+backward pass's peak; the small networks need most beyond it, the large ones hardly anything.
 """
 
 from dataclasses import dataclass

@@ -46,7 +46,7 @@ class PlateauConfig:
 
     window_steps: int = 500
     """Optimiser steps whose mean loss is compared with the best window's so far."""
-    patience_windows: int = 2
+    patience_windows: int = 3
     """Windows in a row without enough progress that end the phase."""
     min_drop_fraction: float = 0.02
     """A window makes progress if its loss is lower than the best by at least this fraction of the best."""
@@ -174,7 +174,7 @@ class Recipe:
     """Everything that decides a run's weights, but for the data."""
 
     model: str
-    """`wv_resnet_…` (see `models`) or any timm name."""
+    """`wv_resnet_…` or any timm name; see docs/models.md."""
     batch_size: int
     """Global: samples an optimiser step, over all ranks."""
     phases: tuple[Phase, ...]

@@ -1,4 +1,4 @@
-"""Records the loss curves that the plateau rule is tested on: `python record.py DATA_FOLDER CURVE`, then `… --join`.
+"""Records the loss curves in curves.npz, which the plateau rule is tested on: `python record.py DATA_FOLDER [CURVE …]`.
 
 Each curve is a real run of the small network on images with human label noise (CIFAR-10N, `worse`: 40% of the labels
 wrong), 5,000 of them at half their size, shifted and mirrored at random: the loss of every step, as the trainer hands
@@ -12,23 +12,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 
 from wv_train.models import make_model
 
 CURVES = {
     # name: (batch, steps, rate, step at which the rate falls to a tenth, weight decay)
-    "converging": (128, 5000, 0.05, None, 5e-4),
+    "falling": (128, 5000, 0.05, None, 5e-4),
     "rate_step": (128, 5000, 0.05, 2500, 5e-4),
-    "noisy": (64, 8000, 0.05, None, 5e-4),
+    "noisy": (64, 6000, 0.05, None, 5e-4),
     "slow": (128, 4000, 0.0003, None, 5e-4),
     "stable": (128, 5000, 0.05, None, 1e-2),
 }
 _IMAGES = 5_000
 
 
-def record(data: Path, name: str) -> None:
-    """Train, and write NAME.npy beside this file."""
+def record(data: Path, name: str) -> NDArray[np.float16]:
+    """Train; (steps,) losses, to three digits or so."""
     batch, steps, rate, fall, decay = CURVES[name]
     archive = np.load(data / "cifar10n_train.npz")
     jpeg, offsets = archive["jpeg"], archive["offsets"]
@@ -59,11 +60,15 @@ def record(data: Path, name: str) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        if len(losses) % 250 == 0:
-            print(name, len(losses), np.mean(losses[-250:]), flush=True)
-            np.save(Path(__file__).with_name(f"{name}.npy"), np.array(losses, dtype=np.float16))
+        if len(losses) % 500 == 0:
+            print(name, len(losses), np.mean(losses[-500:]), flush=True)
+    return np.array(losses, dtype=np.float16)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    record(Path(sys.argv[1]), sys.argv[2])
+    file = Path(__file__).with_name("curves.npz")
+    curves = dict(np.load(file)) if file.exists() else {}
+    for wanted in sys.argv[2:] or CURVES:
+        curves[wanted] = record(Path(sys.argv[1]), wanted)
+    np.savez_compressed(file, **curves)
