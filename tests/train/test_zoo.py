@@ -13,11 +13,14 @@ from wv_loader import Batch
 from wv_train.checkpoint import Checkpoint
 from wv_train.distributed import World
 from wv_train.gate import GateConfig
+from wv_train.guard import ClassGuard
+from wv_train.judge import StepSetting
+from wv_train.learner import Learner
 from wv_train.ledger import Ledger
 from wv_train.models import SMALL_MODELS, features, head_names, make_model, normalization, own_size_px
 from wv_train.optim import make_optimizer
 from wv_train.recipe import OptimizerConfig
-from wv_train.step import StepResult, StepSetting, TrainStep
+from wv_train.step import Place, StepResult, TrainStep
 from wv_train.zoo import ZOO, ZooModel, as_markdown, as_text
 
 CLASSES = 5
@@ -84,12 +87,12 @@ def _gated_step(model: nn.Module, batch: Batch) -> StepResult:
         group["lr"] = 1e-4
     gate = GateConfig(start=0.5, unit="share")
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    step = TrainStep(model=model, optimizer=optimizer, ledger=Ledger(64), world=world, seed=0, amp="auto")
+    learner = Learner(model, world=world, amp="auto")
+    step = TrainStep(learner=learner, optimizer=optimizer, ledger=Ledger(64), guard=ClassGuard(CLASSES), seed=0)
     setting = StepSetting(
         class_weights=torch.ones(CLASSES), gate=gate, threshold=0.5, label_smoothing=0.0, denominator="all"
     )
-    model.train()
-    return step(batch, setting, step=0)
+    return step(batch, setting, Place())
 
 
 def _save(model: nn.Module, path: Path) -> None:

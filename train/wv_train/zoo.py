@@ -42,7 +42,6 @@ ZOO = (
         name="resnext50_32x4d", family="ResNeXt", role="grouped convolutions at ResNet-50's cost", parameters=25_028_904
     ),
     ZooModel(name="resnext101_32x4d", family="ResNeXt", role="the same, twice as deep", parameters=44_177_704),
-    ZooModel(name="resnext101_64x4d", family="ResNeXt", role="twice as many groups", parameters=83_455_272),
     ZooModel(
         name="densenet121",
         family="DenseNet",
@@ -82,9 +81,6 @@ ZOO = (
         parameters=28_088_024,
     ),
     ZooModel(name="legacy_seresnet101", family="SE-ResNet", role="the same, twice as deep", parameters=49_326_872),
-    ZooModel(
-        name="legacy_seresnet152", family="SE-ResNet", role="the same, three times as deep", parameters=66_821_848
-    ),
     ZooModel(name="seresnet50", family="SE-ResNet", role="timm's present layers and weights", parameters=28_088_024),
     ZooModel(
         name="legacy_seresnext50_32x4d",
@@ -119,8 +115,8 @@ def as_text(small: list[str]) -> str:
     ]
     lines += [
         "",
-        "Parameters with a head of 1,000 classes. A recipe's model may be any other name of timm, or one of the",
-        f"small models for images of 32 px: {', '.join(small)}.",
+        "Parameters with a head of 1,000 classes. A recipe's model may be any other name of timm; for images of 32 px,",
+        f"{', '.join(small)}.",
     ]
     return "\n".join(lines)
 
