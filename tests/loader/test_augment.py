@@ -178,10 +178,9 @@ def test_every_engine_shows_the_box_of_the_position(
         with Loader(small_dataset, **options, engine=engine, crop_position=position) as loader:
             return next(iter(loader)).images.numpy().astype(int)
 
-    for position in ((0.0, 0.0), (1.0, 0.3)):
-        shown = first("pillow", position)
-        assert np.abs(first(engine, position) - shown).mean() < 1.0
-        assert np.abs(first(engine, (0.5, 0.5)) - shown).mean() > 5.0
+    shown = first("pillow", (1.0, 0.3))
+    assert np.abs(first("pillow", (0.5, 0.5)) - shown).mean() > 5.0
+    assert np.abs(first(engine, (1.0, 0.3)) - shown).mean() < 1.0
 
 
 def test_pictures_that_are_none_are_told_from_those_that_are(draw_jpeg: Callable[..., bytes]) -> None:

@@ -1,5 +1,6 @@
 """`wv-predict`: the run's opinion of files, from the pixels that evaluation would show; or why there is none."""
 
+import csv
 import json
 import os
 import sys
@@ -123,6 +124,19 @@ def test_unreadable_files_are_named_and_counted_and_fail_only_if_there_is_nothin
             cli_predict.main()
         assert exit_.value.code == 1
         assert capsys.readouterr().err.splitlines()[-1] == f"wv-predict: {message}"
+
+
+def test_odd_and_hostile_files_are_answered_in_a_word_each(two_runs: tuple[Path, Path], test_data: Path) -> None:
+    with open(test_data / "torture" / "expected.csv", encoding="utf-8", newline="") as table:
+        expected = {row["file"]: row["expect"] for row in csv.DictReader(table)}
+    files = [test_data / "torture" / "files" / name for name in expected]
+    done = run_predict(two_runs[0], *files, "--json")
+    assert done.exit_code == 0, done.output
+    answers = {Path(row["path"]).name: "predictions" in row for row in rows_of(done)}
+    assert answers.keys() == expected.keys()
+    assert [name for name, expect in expected.items() if expect == "ok" and not answers[name]] == []
+    assert sum(not answer for answer in answers.values()) > 10
+    assert done.stderr.count("\n") == 1
 
 
 def test_names_that_are_no_text_are_printed_and_survive_as_json(

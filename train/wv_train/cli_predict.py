@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def command(
             raise TrainError("wv-predict runs in one process: start it without torchrun")
         trained = load_trained(run_path, checkpoint=checkpoint, weights=weights, device=world.device)
         found = predict(trained, paths, top=top, batch_size=batch_size, threads=len(os.sched_getaffinity(0)))
-        with progress_bar("images", len(paths), shown=as_json) as advance:
+        # Of odd files Pillow says much that the answer says in a word.
+        with warnings.catch_warnings(), progress_bar("images", len(paths), shown=as_json) as advance:
+            warnings.filterwarnings("ignore", module="PIL")
             failed = _write(found, trained.classes, width=_width(paths), as_json=as_json, advance=advance)
     if failed == len(paths):
         raise TrainError(f"none of {failed:,} files could be read as an image")

@@ -82,7 +82,7 @@ def mixture(log_probabilities: Tensor, weights: NDArray[np.float64]) -> Tensor:
     return torch.logsumexp(log_probabilities[some.tolist()] + logs[:, None, None], dim=0)
 
 
-def fit_weights(label_log_probabilities: NDArray[np.float64], *, tolerance: float = 1e-6) -> Fit:
+def fit_weights(label_log_probabilities: NDArray[np.float64], *, tolerance: float = 1e-5) -> Fit:
     """The mixture weights of highest likelihood.
 
     Expectation-maximisation (Dempster et al., 1977), for mixture weights alone Cover, "An algorithm for maximizing
