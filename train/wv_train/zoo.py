@@ -120,7 +120,7 @@ def as_text(small: list[str]) -> str:
     lines += [
         "",
         "Parameters with a head of 1,000 classes. A recipe's model may be any other name of timm, or one of the",
-        f"small models for images of 32 px: {', '.join(small)}.",
+        f"small models, images of 32 px: {', '.join(small)}.",
     ]
     return "\n".join(lines)
 
