@@ -35,7 +35,7 @@ class ZooModel:
 
 
 ZOO = (
-    ZooModel(name="resnet50", family="ResNet", role="base model; recipe webvision1-resnet50", parameters=25_557_032),
+    ZooModel(name="resnet50", family="ResNet", role="of recipe webvision1-resnet50", parameters=25_557_032),
     ZooModel(name="resnet101", family="ResNet", role="twice as deep", parameters=44_549_160),
     ZooModel(name="resnet152", family="ResNet", role="three times as deep as ResNet-50", parameters=60_192_808),
     ZooModel(
