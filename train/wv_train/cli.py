@@ -11,7 +11,7 @@ import click
 from wv_loader import ENGINES, EngineError, LoaderError
 from wv_shards import ShardsError
 from wv_train.data import DataConfig
-from wv_train.distributed import ends_as_rank
+from wv_train.distributed import RANK_TIMEOUT_S, ends_as_rank
 from wv_train.dry_run import dry_run as plan_only
 from wv_train.errors import RecipeError, TrainError
 from wv_train.job import Job, run_job, should_resume
@@ -65,6 +65,13 @@ Examples:
     "--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics; local rank k takes PORT + k."
 )
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address that --metrics-port listens on.")
+@click.option(
+    "--rank-timeout-s",
+    type=click.FloatRange(min=1),
+    default=RANK_TIMEOUT_S,
+    show_default=True,
+    help="Under torchrun, how long a rank may stand still before the others give the job up.",
+)
 @click.option("--engine", type=click.Choice(ENGINES), help=f"{ENGINE_HELP} Without it: auto, or the resumed run's.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
@@ -106,6 +113,7 @@ def command(
     bad_budget: int | float | None,
     metrics_port: int | None,
     metrics_host: str,
+    rank_timeout_s: float,
     engine: str | None,
     device: str,
     micro_batch: int | None,
@@ -169,6 +177,7 @@ def command(
         pace=Pace(micro_batch=micro_batch, compile_model=compile_model),
         metrics_port=metrics_port,
         metrics_host=metrics_host,
+        rank_timeout_s=rank_timeout_s,
     )
     if dry_run:
         plan_only(job, picture)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ RANK_TIMEOUT_S = 50.0
 """How long ranks wait for one that does not answer. Longer than rank 0 takes to save, short enough that a job with a
 rank that stands still is over within a minute; a rank that dies is noticed at once, by its closed connections."""
 
-_JOIN_TIMEOUT = timedelta(minutes=10)
+_JOIN_TIMEOUT_S = 600.0
 """For the first meeting: ranks import, read a checkpoint and start at different times."""
 
 _is_rank = False
@@ -66,9 +67,12 @@ class World:
                 dist.broadcast(buffer, src=0)
 
 
-def first_sentence(error: RuntimeError) -> str:
-    """What torch says of a lost rank, without its source file's advice."""
-    return str(error).strip().splitlines()[0].split(". ")[0]
+def lost_rank(error: RuntimeError, at: str = "") -> str:
+    """One line about a rank that is gone, from what torch says of it."""
+    reason = _first_sentence(error)
+    if "timed out" in reason.lower():
+        return f"lost another rank{at} ({reason}): it stands still, or it is only slow and needs more --rank-timeout-s"
+    return f"lost another rank{at} ({reason}); see that rank's own message, if it left one"
 
 
 def lost_contact(error: RuntimeError) -> bool:
@@ -76,8 +80,12 @@ def lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "NCCL" in str(error)
 
 
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].split(". ")[0]
+
+
 @contextmanager
-def open_world(device: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iterator[World]:
+def open_world(device: str, *, rank_timeout_s: float = _JOIN_TIMEOUT_S) -> Iterator[World]:
     """Join the ranks that `torchrun` started, if it did. `device`: "auto" (GPU if there is one), "cpu" or "cuda".
 
     A rank that does not answer in a collective for `rank_timeout_s` is given up. After an error the group stays open:
@@ -105,31 +113,56 @@ def open_world(device: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iterat
         return
     _is_rank = True
     try:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=_JOIN_TIMEOUT)
-        dist.set_timeout(timedelta(seconds=rank_timeout_s))
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=_JOIN_TIMEOUT_S))
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise TrainError(f"expected {size} ranks to meet at {where}: {_first_sentence(error)}") from error
+    dist.set_timeout(timedelta(seconds=rank_timeout_s))
+    try:
         yield World(rank=rank, size=size, device=place)
         dist.barrier()  # no rank closes its connections while another waits for something from them
     except RuntimeError as error:
         if not lost_contact(error):
             raise
-        raise TrainError(f"lost another rank ({first_sentence(error)}); see that rank's own message") from error
+        raise TrainError(lost_rank(error)) from error
     dist.destroy_process_group()
 
 
 def _place_among_ranks() -> tuple[int, int, int]:
     """(rank, world size, local rank) from the environment. Raises TrainError where they cannot be."""
     values = []
-    for name, otherwise in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+    for name, otherwise in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "0")):
         text = os.environ.get(name, otherwise)
         if not (text.isascii() and text.isdigit()):
             raise TrainError(f"{name}: expected a whole number, found {text!r}; start ranks with torchrun, or unset it")
         values.append(int(text))
-    rank, size, local_rank = values
+    rank, size, local_rank, _ = values
     if rank >= size:
         raise TrainError(f"RANK: expected less than WORLD_SIZE={size}, found {rank}; start ranks with torchrun")
     if size > 1 and (missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]):
         raise TrainError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start ranks with torchrun")
     return rank, size, local_rank
+
+
+def launch_id() -> str | None:
+    """What names the launch by torchrun that this process belongs to, on every rank and after every restart alike.
+
+    None without torchrun, and where several nodes were started without an --rdzv-id: nothing tells them from others.
+    Not TORCHELASTIC_RESTART_COUNT: a node's agent counts its own workers' deaths only, and a first start is no licence
+    to go on with a run that was there before.
+    """
+    given = os.environ.get("TORCHELASTIC_RUN_ID")
+    if given is None or given != "none":  # torchrun's default, unless --standalone draws one
+        return given
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        return None
+    agent = os.getppid()  # one node: its agent starts all ranks, anew too
+    try:
+        fields = Path(f"/proc/{agent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return f"{boot}/{agent}/{fields[19]}"  # fields[19]: clock ticks from boot to its start
 
 
 @contextmanager

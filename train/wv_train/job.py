@@ -23,7 +23,7 @@ from wv_loader import Loader, LoaderStats, MetricsServer, engine_line, serve_met
 from wv_shards import Dataset, ShardsError, write_atomic
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader, read_class_weights
-from wv_train.distributed import World, first_sentence, lost_contact, open_world
+from wv_train.distributed import RANK_TIMEOUT_S, World, launch_id, lost_contact, lost_rank, open_world
 from wv_train.errors import ModelError, NonFiniteLossError, RecipeError, TrainError
 from wv_train.learner import with_synchronized_batch_norm
 from wv_train.live_view import PhaseLength
@@ -56,6 +56,7 @@ class Job:
     metrics_port: int | None = None
     """Where local rank 0 serves metrics, rank k at the k-th port after it; 0: each at a free one; None: nowhere."""
     metrics_host: str = "127.0.0.1"
+    rank_timeout_s: float = RANK_TIMEOUT_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +94,7 @@ def run_job(job: Job) -> None:
         checkpoint = _checkpoint_of(run, job)
     else:
         run.check_new()
-    with open_world(job.device) as world, ExitStack() as cleanup:
+    with open_world(job.device, rank_timeout_s=job.rank_timeout_s) as world, ExitStack() as cleanup:
         model, plans, facts = prepare(job, world, checkpoint)
         if job.resume and checkpoint is None:
             _check_pretrained(run, job, facts)
@@ -152,10 +153,8 @@ def _train(trainer: Trainer, job: Job, world: World, run: RunDirectory, say: Cal
     except RuntimeError as error:
         if world.size == 1 or not lost_contact(error):
             raise
-        where = f"at step {trainer.position.step:,} ({first_sentence(error)})"
-        raise TrainError(
-            f"lost another rank {where}; see that rank's own message, then resume with: {resume_command(job, world)}"
-        ) from error
+        where = f" at step {trainer.position.step:,}"
+        raise TrainError(f"{lost_rank(error, where)}; resume with: {resume_command(job, world)}") from error
 
 
 def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tuple[nn.Module, list[PhasePlan], Facts]:
@@ -227,11 +226,13 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
 
 
 def should_resume(run: RunDirectory, resume: str | None) -> bool:
-    """Whether to go on with a run: "must" always, "auto" where there is one; None never.
+    """Whether to go on with a run: "must" always, "auto" where there is one; None where this launch began it.
+
+    So a worker that `torchrun --max-restarts` starts again goes on at the last checkpoint.
 
     Ranks decide alike, though each looks for itself: rank 0 makes the folder after all have joined (`open_world`).
     """
-    return resume == "must" or (resume == "auto" and run.run_json.exists())
+    return resume == "must" or (resume == "auto" and run.run_json.exists()) or run.begun_by(launch_id())
 
 
 def resume_command(job: Job, world: World) -> str:
@@ -342,6 +343,7 @@ def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], fact
         "exposures": {plan.phase.name: [float(shows) for shows in plan.exposure] for plan in plans},
         "recipe": to_table(job.recipe),
         "world_size": world.size,
+        "launch": launch_id(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("wv-toolkit", "torch", "timm", "numpy")},

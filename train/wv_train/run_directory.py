@@ -55,6 +55,10 @@ class RunDirectory:
             )
         return dict(info)
 
+    def begun_by(self, launch: str | None) -> bool:
+        """Whether the run here was begun by this launch (`distributed.launch_id`)."""
+        return launch is not None and self.run_json.exists() and self.read_info().get("launch") == launch
+
     def write_info(self, info: dict[str, Any]) -> None:
         """Create the folder and write `run.json`: from then on it is a run."""
         try:
