@@ -95,3 +95,5 @@ def test_a_diagonal_goes_from_corner_to_corner_and_strips_make_room_for_themselv
     tops = [float(y) for y in re.findall(r'class="phase even c\d" x="[^"]+" y="([^"]+)"', high)]
     assert len(tops) == 12
     assert min(y for _, y in corners(high)) > max(tops) + 10, "no line runs through a strip"
+    rise = [first[1] - last[1] for first, last in (corners(high), corners(line_chart("t", [line])))]
+    assert rise[0] == pytest.approx(rise[1], abs=0.2), "and none is squeezed"

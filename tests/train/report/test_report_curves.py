@@ -76,6 +76,12 @@ def test_the_gate_is_marked_where_it_came_and_where_it_went(
         file.write(json.dumps({"kind": "train", "step": 130, "phase": "tail", "loss": 1.0}) + "\n")
     write_report([modern], modern / "report.html")
     assert "gate off at step 100" in read_page(modern / "report.html").text
+    gates = [{"name": "gated", "gate": {"start": 0.25, "end": 0.1}}, {"name": "tail", "gate": {"start": 0.1}}]
+    info = json.loads((modern / "run.json").read_text())
+    (modern / "run.json").write_text(json.dumps(info | {"recipe": {"model": "m", "phases": gates}}))
+    write_report([modern], modern / "report.html")
+    said = {words for words in read_page(modern / "report.html").text if re.match("gate o.* at step", words)}
+    assert said == {"gate on at step 40, threshold 0.25 to 0.1, 0.1 to 0.0"}, "neighbours are one gate"
     ungated = make_run(tmp_path / "ungated", shards, recipe={"model": "m", "phases": [{"name": "gated"}]})
     write_report([ungated], ungated / "report.html")
     assert not [words for words in read_page(ungated / "report.html").text if words.startswith("gate o")]
