@@ -1,6 +1,7 @@
 """What a step's gather brought: the rows of a global batch with the decision on them, on the device and on the host."""
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,6 +23,26 @@ class HostRows:
     """(B,)"""
     headers: NDArray[np.float64]
     """(W, H), a row of each rank."""
+    ordinals: NDArray[np.int64]
+    """(B,), −1 where invalid; the columns of this name and the next two, ready for use."""
+    labels: NDArray[np.int64]
+    """(B,)"""
+    judged: NDArray[np.bool_]
+    """(B,)"""
+
+    @classmethod
+    def of(cls, rows: NDArray[np.float64], headers: NDArray[np.float64], keep: Any, guarded: Any) -> Self:
+        """With the columns that are read again and again."""
+        ordinals, labels, judged = (rows[:, COLUMNS.index(name)] for name in ("ordinal", "label", "judged"))
+        return cls(
+            rows=rows,
+            keep=keep,
+            guarded=guarded,
+            headers=headers,
+            ordinals=ordinals.astype(np.int64),
+            labels=labels.astype(np.int64),
+            judged=judged > 0,
+        )
 
     def column(self, name: str) -> NDArray[np.float64]:
         """One of COLUMNS, (B,)."""
@@ -44,8 +65,7 @@ class Gathered:
 
     def __init__(self, rows: Tensor, headers: Tensor, decision: Decision) -> None:
         self.decision = decision
-        flags = torch.stack([decision.keep.double(), decision.guarded.double()], dim=1)
-        self._copies = [_start_copy(tensor) for tensor in (torch.cat([rows, flags], dim=1), headers)]
+        self._copies = [_start_copy(tensor) for tensor in (rows, headers, decision.keep, decision.guarded)]
         self._arrived = None
         if rows.device.type == "cuda":
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -57,9 +77,7 @@ class Gathered:
         if self._host is None:
             if self._arrived is not None:
                 self._arrived.synchronize()
-            whole, headers = (copy.numpy() for copy in self._copies)
-            keep, guarded = whole[:, -2] > 0, whole[:, -1] > 0
-            self._host = HostRows(rows=whole[:, :-2], keep=keep, guarded=guarded, headers=headers)
+            self._host = HostRows.of(*(copy.numpy() for copy in self._copies))
         return self._host
 
 

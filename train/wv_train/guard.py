@@ -29,10 +29,12 @@ class ClassGuard:
 
     def update(self, labels: NDArray[np.int64], held: NDArray[np.float64], keep: NDArray[np.bool_]) -> None:
         """Take in the judged samples of a global batch, (n,) each, in its order."""
-        classes, place, visits = np.unique(labels, return_inverse=True, return_counts=True)
+        counts = np.bincount(labels)
+        classes = counts.nonzero()[0]
+        visits = counts[classes]
         fade = (1.0 - 1.0 / _MEMORY_VISITS) ** visits
         for running, column in ((self._kept_share, keep), (self._mean_held, held)):
-            mean = np.bincount(place, weights=column, minlength=len(classes)) / visits
+            mean = np.bincount(labels, weights=column)[classes] / visits
             running[classes] = fade * running[classes] + (1.0 - fade) * mean
 
     def state(self) -> dict[str, Any]:

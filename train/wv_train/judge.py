@@ -6,6 +6,7 @@ Works on the device without waiting for it, and the same way on every rank: all 
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +56,8 @@ class Slots:
 
     def at(self, places: slice | Tensor) -> Self:
         """Of some of the slots."""
+        if isinstance(places, slice) and places == slice(0, len(self.labels)):
+            return self
         return type(self)(**{item.name: getattr(self, item.name)[places] for item in fields(self)})
 
 
@@ -90,15 +93,14 @@ def judged_rows(logits: Tensor, losses: Tensor, slots: Slots, setting: StepSetti
         label_sum=slots.label_sum,
         seen=slots.seen,
     )
-    ones = torch.ones_like(label_conf)
     columns = (slots.ordinals, slots.labels, label_conf, top1_conf, prediction, held)
-    return _stack(*columns, slots.weights, losses.detach(), ones)
+    return _stack(*columns, slots.weights, losses.detach(), judged=1.0)
 
 
 def unjudged_rows(held: Tensor, slots: Slots) -> Tensor:
     """Rows (n, C) of samples that no model has seen; held (n,) is from their history."""
     none = torch.zeros_like(held)
-    return _stack(slots.ordinals, slots.labels, none, none, none, held, slots.weights, none, none)
+    return _stack(slots.ordinals, slots.labels, none, none, none, held, slots.weights, none, judged=0.0)
 
 
 def column(rows: Tensor, name: str) -> Tensor:
@@ -125,5 +127,13 @@ def decide(rows: Tensor, setting: StepSetting, limits: Tensor | None) -> Decisio
     return Decision(keep=keep, guarded=guarded, weights=weights, denominator=whole.where(kept_weight > 0, 0.0))
 
 
-def _stack(*columns: Tensor) -> Tensor:
-    return torch.stack([item.double() for item in columns], dim=1)
+def _stack(*columns: Tensor, judged: float) -> Tensor:
+    """(n,) each → (n, C) float64; `judged` is the last column."""
+    if columns[0].device.type != "cpu":
+        ones = torch.full_like(columns[0], judged, dtype=torch.float64)
+        return torch.stack([*(item.double() for item in columns), ones], dim=1)
+    rows = np.empty((len(columns[0]), len(COLUMNS)))  # where nothing runs beside, a sixth of torch's time
+    for index, item in enumerate(columns):
+        rows[:, index] = item.numpy()
+    rows[:, -1] = judged
+    return torch.from_numpy(rows)

@@ -62,8 +62,10 @@ class Learner:
         """
         images = batch.images.float().mul_(self._scale).sub_(self._shift)
         valid = batch.on_host().valid
+        if bool(valid.all()):
+            return images
         found = valid.nonzero().squeeze(1)
-        if not 0 < len(found) < len(valid):
+        if not len(found):
             return images
         source = torch.arange(len(valid))
         source[~valid] = found[torch.arange(len(valid) - len(found)) % len(found)]

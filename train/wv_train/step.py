@@ -94,6 +94,7 @@ class TrainStep:
         self.average = average
         self._world, self._seed, self._clip_norm = learner.world, seed, clip_norm
         self._bands, self._right = bands, right
+        self._band_count = 0 if bands is None else int(bands.max()) + 1
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.grad_norm_sum = torch.zeros((), device=self._world.device)
         """Σ of the gradient's norm before clipping; whoever reads it sets it back."""
@@ -106,7 +107,8 @@ class TrainStep:
         # A generator's state that follows from (seed, step, rank) needs no saving and moves to any machine.
         self._seed_dropout(int(combine(self._seed, place.step, self._world.rank)) >> 1)
         self.optimizer.zero_grad(set_to_none=True)
-        task = self._task(batch.to(self._world.device), setting, place, stop_signal)
+        device = self._world.device
+        task = self._task(batch if batch.labels.device == device else batch.to(device), setting, place, stop_signal)
         gate = setting.gate
         if gate is not None and gate.kind == "label_past":
             gathered, divisor = self._by_the_past(task)
@@ -126,7 +128,7 @@ class TrainStep:
             totals=self._count(host, setting, finite=finite, moves=moves),
             stop_signal=int(host.headers[:, 0].max()),
             finite=finite,
-            ordinals=host.column("ordinal").astype(np.int64),
+            ordinals=host.ordinals,
         )
 
     def _task(self, batch: Batch, setting: StepSetting, place: Place, stop_signal: int) -> "_Task":
@@ -134,10 +136,14 @@ class TrainStep:
         asks = setting.gate is not None and setting.gate.kind in BY_HISTORY
         none = torch.zeros(len(facts.ordinals))
         label_sum, seen = self.ledger.history(facts.ordinals) if asks else (none, none)
+        ordinals, weights = batch.ordinals, setting.class_weights[batch.labels]
+        if not bool(facts.valid.all()):
+            ordinals, weights = ordinals.where(batch.valid, -1), weights.where(batch.valid, 0.0)
+        by_past = setting.gate is not None and setting.gate.kind == "label_past"
         slots = Slots(
             labels=batch.labels,
-            ordinals=batch.ordinals.where(batch.valid, -1),
-            weights=setting.class_weights[batch.labels].where(batch.valid, 0.0),
+            ordinals=ordinals,
+            weights=weights,
             label_sum=label_sum.to(device, non_blocking=True),
             seen=seen.to(device, non_blocking=True),
         )
@@ -147,10 +153,10 @@ class TrainStep:
             slots=slots,
             valid=facts.valid,
             ordinals=facts.ordinals,
-            held=past_confidence(label_sum, seen).double(),
+            held=past_confidence(label_sum, seen).double() if by_past else none,
             setting=setting,
             place=place,
-            header=torch.tensor([[stop_signal, place.phase, place.step]], dtype=torch.float64),
+            header=torch.from_numpy(np.array([[stop_signal, place.phase, place.step]], dtype=np.float64)),
             limits=None if limits is None else torch.from_numpy(limits),
             labels=facts.labels,
         )
@@ -215,7 +221,7 @@ class TrainStep:
         places = None if chosen is None else chosen.to(device)
         known = None if weights is None else lesson.loss_weights(weights if places is None else weights[places])
         in_pieces = len(self.learner.pieces(len(lesson.images))) > 1
-        nominal = torch.tensor(float(size * len(task.images)), dtype=torch.float64, device=device)
+        nominal = torch.full((), float(size * len(task.images)), dtype=torch.float64, device=device)
         limits = task.limits_on(device)
         parts = []
         for piece, logits, losses in lesson.forward(self.learner):
@@ -224,7 +230,7 @@ class TrainStep:
             if in_pieces:  # a threshold on confidence does not depend on the batch, only the denominator does
                 here = decide(parts[-1], task.setting, limits).weights if known is None else known[..., piece]
                 self._backward(losses, here, nominal)
-        rows = torch.cat(parts)
+        rows = torch.cat(parts) if in_pieces else parts[0]
         if places is not None:
             rows = unjudged_rows(task.held.to(device), task.slots).index_copy(0, places, rows)
         gathered = self._gather(rows, task)
@@ -239,19 +245,22 @@ class TrainStep:
     def _lesson(self, task: "_Task", chosen: Tensor | None, *, active: Tensor) -> Lesson:
         """The `chosen` slots, blended among the `active` of each stream if the phase asks for it."""
         setting, device = task.setting, self._world.device
-        images, slots, places = task.images, task.slots, torch.arange(len(task.images))
+        images, slots = task.images, task.slots
         if chosen is not None:
             where = chosen.to(device)
             images = images[where].contiguous(memory_format=torch.channels_last)
-            slots, places = slots.at(where), chosen
+            slots = slots.at(where)
         if not setting.mixup_alpha:
             return Lesson(images=images, slots=slots, setting=setting)
+        places = torch.arange(len(task.images)) if chosen is None else chosen
         mix = Mix.draw(setting.mixup_alpha, seed=self._seed, step=task.place.step)
         partners = mix.partners(places // (len(task.images) // setting.streams), active[places]).to(device)
         return Lesson(images=images, slots=slots, setting=setting, mix=mix, partners=partners)
 
     def _gather(self, rows: Tensor, task: "_Task") -> Gathered:
         """This rank's rows (n, C) → those of the global batch, with the decision on them: the step's one collective."""
+        if self._world.size == 1:
+            return Gathered(rows, task.header, decide(rows, task.setting, task.limits_on(rows.device)))
         header = torch.zeros((1, rows.shape[1]), dtype=torch.float64)
         header[:, : task.header.shape[1]] = task.header
         joined = self._world.all_gather(torch.cat([header.to(rows.device, non_blocking=True), rows]))  # (W, 1 + n, C)
@@ -281,36 +290,35 @@ class TrainStep:
 
     def _enter(self, host: HostRows, *, gated: bool) -> None:
         """Tell the ledger, and the guard of a gate."""
-        ordinals, judged = host.column("ordinal").astype(np.int64), host.column("judged") > 0
+        ordinals, judged = host.ordinals, host.judged
+        all_judged = judged.all()
         self.ledger.update(
-            np.where(judged, ordinals, -1),
+            ordinals if all_judged else np.where(judged, ordinals, -1),
             label_conf=host.column("label_conf"),
             top1_conf=host.column("top1_conf"),
             prediction=host.column("prediction").astype(np.int64),
             kept=host.keep,
         )
         valid = ordinals >= 0
-        if not judged.all():
+        if not all_judged:
             self.ledger.skip(ordinals[valid & ~judged])
         if gated:
-            self.guard.update(
-                host.column("label")[valid].astype(np.int64), host.column("held")[valid], host.keep[valid]
-            )
+            self.guard.update(host.labels[valid], host.column("held")[valid], host.keep[valid])
 
     def _count(self, host: HostRows, setting: StepSetting, *, finite: bool, moves: bool) -> Totals:
-        ordinals, labels = host.column("ordinal").astype(np.int64), host.column("label").astype(np.int64)
+        ordinals, labels = host.ordinals, host.labels
         valid = ordinals >= 0
-        judged = valid & (host.column("judged") > 0)
+        judged = valid & host.judged
         totals = Totals(
             steps=1,
             zero_steps=int(finite and not moves),
             nonfinite_steps=int(not finite),
             guarded_steps=int(host.guarded.any()),
             two_pass_steps=int(setting.two_passes),
-            samples=int(valid.sum()),
-            judged=int(judged.sum()),
-            correct=int((host.column("prediction")[judged] == labels[judged]).sum()),
-            kept=int(host.keep.sum()),
+            samples=int(np.count_nonzero(valid)),
+            judged=int(np.count_nonzero(judged)),
+            correct=int(np.count_nonzero(judged & (host.column("prediction") == labels))),
+            kept=int(np.count_nonzero(host.keep)),
         )
         if finite:
             weight = host.column("weight")[judged]
@@ -322,9 +330,9 @@ class TrainStep:
             kept = right[host.keep]
             totals.kept_known, totals.kept_right = int((kept >= 0).sum()), int((kept == 1).sum())
         if self._bands is not None and setting.gate is not None:
-            count = int(self._bands.max()) + 1
-            totals.band_samples = np.bincount(self._bands[labels[valid]], minlength=count)
-            totals.band_kept = np.bincount(self._bands[labels[host.keep]], minlength=count)
+            bands = self._bands[labels]
+            totals.band_samples = np.bincount(bands[valid], minlength=self._band_count)
+            totals.band_kept = np.bincount(bands[host.keep], minlength=self._band_count)
         return totals
 
     def _check_places(self, host: HostRows) -> None:

@@ -41,12 +41,12 @@ class Totals:
 
     def add(self, other: "Totals") -> None:
         """Add another's sums to these."""
-        for item in fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+        for name in _NAMES:
+            mine, theirs = getattr(self, name), getattr(other, name)
             if isinstance(mine, np.ndarray) and not (mine.size and theirs.size):
-                setattr(self, item.name, mine if mine.size else theirs)
+                setattr(self, name, mine if mine.size else theirs)
             else:
-                setattr(self, item.name, mine + theirs)
+                setattr(self, name, mine + theirs)
 
     @property
     def mean_loss(self) -> float:
@@ -70,6 +70,9 @@ class Totals:
             name: np.array(value, dtype=np.int64) if isinstance(value, list) else value for name, value in state.items()
         }
         return cls(**values)
+
+
+_NAMES = tuple(item.name for item in fields(Totals))
 
 
 def train_row(totals: Totals, bands: list[int | None]) -> dict[str, object]:
