@@ -158,5 +158,5 @@ def test_phases_of_one_name_have_no_line() -> None:
 def test_a_text_that_the_scanner_misreads_has_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "a = {b = 1}\nc = 2\n"
     assert key_lines(text) == {"a": 1, "a.b": 1, "c": 2}
-    monkeypatch.setattr("wv_train.toml_lines._Scanner._inline_table", lambda self, path: self._closed("b = 1}"))
+    monkeypatch.setattr("wv_train.toml_lines._Scanner._inline_table", lambda self, _path: self._closed("b = 1}"))
     assert key_lines(text) == {}
