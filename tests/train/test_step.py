@@ -7,6 +7,7 @@ import torch
 
 from wv_loader import Batch
 from wv_train.distributed import World
+from wv_train.errors import TrainError
 from wv_train.gate import GateConfig
 from wv_train.guard import ClassGuard
 from wv_train.judge import StepSetting
@@ -33,14 +34,18 @@ def _setting(**changes: object) -> StepSetting:
     return StepSetting(**{**plain, **changes})  # type: ignore[arg-type]
 
 
-def _step(name: str = "wv_resnet_16_32_64") -> tuple[torch.nn.Module, TrainStep]:
+def _step(
+    name: str = "wv_resnet_16_32_64", *, amp: str = "auto", clip_norm: float = 0.0
+) -> tuple[torch.nn.Module, TrainStep]:
     torch.manual_seed(0)
     model = make_model(name, 5)
     optimizer = make_optimizer(model, OptimizerConfig())
     for group in optimizer.param_groups:
         group["lr"] = 0.1
-    learner = Learner(model, world=WORLD, amp="auto")
-    return model, TrainStep(learner=learner, optimizer=optimizer, ledger=Ledger(64), guard=ClassGuard(5), seed=0)
+    learner = Learner(model, world=WORLD, amp=amp)
+    return model, TrainStep(
+        learner=learner, optimizer=optimizer, ledger=Ledger(64), guard=ClassGuard(5), seed=0, clip_norm=clip_norm
+    )
 
 
 def _parameters(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -149,3 +154,66 @@ def test_gating_trains_only_on_what_it_keeps(draw_batch: Callable[..., Batch]) -
     step_b(half, _setting(), Place())
     for a, b in zip(_parameters(model_a), _parameters(model_b), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_teaches_what_full_precision_does_within_its_own(
+    amp: str, draw_batch: Callable[..., Batch]
+) -> None:
+    """On a CPU too, where a recipe asks for it by name; fp16 with a scaler, whose state grows."""
+    (model_a, step_a), (model_b, step_b) = _step(), _step(amp=amp)
+    batch = draw_batch(16)
+    for number in range(3):
+        step_a(batch, _setting(), Place(step=number))
+        step_b(batch, _setting(), Place(step=number))
+    assert step_b.learner.scaler.is_enabled() == (amp == "fp16")
+    assert step_a.learner.scaler.state_dict() == {}
+    moved = [(b - a).norm() / a.norm() for a, b in zip(_parameters(model_a), _parameters(model_b), strict=True)]
+    assert 0 < max(moved) < 0.3
+    assert all(parameter.dtype == torch.float32 for parameter in model_b.parameters())
+
+
+def test_clipping_scales_the_whole_gradient_down_to_its_norm(draw_batch: Callable[..., Batch]) -> None:
+    batch = draw_batch(8)
+    (_, free), (model, clipped) = _step(), _step(clip_norm=0.01)
+    free(batch, _setting(), Place())
+    clipped(batch, _setting(), Place())
+    found = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert found == pytest.approx(0.01, rel=1e-3)
+    before = torch.stack([p.grad.norm() for p in free.learner.model.parameters() if p.grad is not None]).norm()
+    assert float(clipped.grad_norm_sum) == pytest.approx(before.item(), rel=1e-4)
+    assert before > 0.1
+
+
+@pytest.mark.parametrize("name", ["wv_resnet_16_32_64", "wv_resnet_16_32_64_gn"])
+def test_a_frozen_backbone_neither_moves_nor_notes_statistics(name: str, draw_batch: Callable[..., Batch]) -> None:
+    model, step = _step(name)
+    head = {id(parameter) for parameter in model.fc.parameters()}
+    step.learner.begin_phase(frozen=True)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    step(draw_batch(8), _setting(gate=TOP1, threshold=0.0, two_passes=True), Place())
+    after = model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items() if not key.startswith("fc."))
+    assert not torch.equal(before["fc.weight"], after["fc.weight"])
+    step.learner.begin_phase(frozen=False)
+    step(draw_batch(8), _setting(), Place(step=1))
+    assert not torch.equal(before["stem.0.weight"], model.state_dict()["stem.0.weight"])
+    assert all(parameter.requires_grad for parameter in model.parameters() if id(parameter) not in head)
+
+
+def test_ranks_at_different_places_are_refused(
+    draw_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, step = _step()
+
+    def other_phase(_self: World, rows: torch.Tensor) -> torch.Tensor:
+        theirs = rows.clone()
+        theirs[0, 1] += 1  # the header: signal, phase, step
+        return torch.stack([rows, theirs])
+
+    step.learner.world = step._world = World(rank=0, size=2, device=torch.device("cpu"))
+    monkeypatch.setattr(World, "all_gather", other_phase)
+    before = _parameters(model)
+    with pytest.raises(TrainError, match="ranks are at different places: phase 1 step 9, phase 2 step 9"):
+        step(draw_batch(8), _setting(), Place(phase=1, step=9))
+    assert all(torch.equal(a, b) for a, b in zip(before, _parameters(model), strict=True))

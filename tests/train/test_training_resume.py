@@ -226,16 +226,17 @@ def test_what_was_written_after_the_checkpoint_is_cut_and_made_again(
 
 
 def test_a_run_saved_in_format_1_goes_on_to_the_same_weights(
-    table: dict[str, Any],
-    whole: Path,
+    tiny_table: Callable[..., dict[str, Any]],
     small_dataset: Path,
     val_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its ledger has no history of the visits before."""
-    out = tmp_path / "run"
-    _stop_after(monkeypatch, 16)
+    """Its ledger has no history of the visits before, and no gate had a guard."""
+    table = tiny_table("phases.gated.steps=4", "phases.finetune.steps=2")
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run_job(_job(table, small_dataset, val_dataset, whole))
+    _stop_after(monkeypatch, 14)
     with pytest.raises(Stopped):
         run_job(_job(table, small_dataset, val_dataset, out))
     last = out / "checkpoints" / "last.pt"

@@ -172,6 +172,8 @@ class Trainer:
     def _restore_own(self, checkpoint: Checkpoint) -> None:
         """What `_own_state` gave, and the averaged weights."""
         own = checkpoint.trainer
+        if "guard" not in own:  # of format 1, when there was none of these
+            return
         self._guard.load_state(own["guard"])
         self._passes.load_state(own["passes"])
         self._nonfinite = [NonFiniteBatch(step=step, ordinals=ordinals) for step, ordinals in own["nonfinite"]]
