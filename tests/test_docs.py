@@ -30,7 +30,8 @@ def shortened(line: str) -> str:
     if words[:2] == ["wv-ingest", "sample-data"]:
         words += ["--classes", "6", "--images", "300", "--largest-class", "120", "--smallest-class", "12"]
     if "--recipe" in words:
-        words += [w for phase in ("base", "gated", "finetune") for w in ("--set", f"phases.{phase}.epochs=1")]
+        phases = ("plain",) if "demo-plain" in words else ("base", "gated", "finetune")
+        words += [w for phase in phases for w in ("--set", f"phases.{phase}.epochs=1")]
     if words[0] == "wv-bench" and words[1] != "plan":
         words += ["--repeats", "1"]
     if words[:2] == ["wv-bench", "loader"]:
@@ -39,6 +40,7 @@ def shortened(line: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
     blocks = BLOCK.findall((REPOSITORY / "README.md").read_text())
     environment = {
@@ -59,12 +61,16 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             ran.append(command.split()[0])
-    assert {"wv-ingest", "wv-train", "wv-eval", "wv-report", "wv-bench", "torchrun", "from"} <= set(ran)
+    commands = {"wv-ingest", "wv-train", "wv-eval", "wv-report", "wv-predict", "wv-export", "wv-bench"}
+    assert commands | {"torchrun", "from"} <= set(ran)
 
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md", "docs/gpu.md", "docs/evaluation.md"],
+    [
+        *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"),
+        *("docs/gpu.md", "docs/evaluation.md", "docs/recipes.md", "docs/models.md", "docs/training.md"),
+    ],
 )
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / page).read_text()):
