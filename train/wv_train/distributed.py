@@ -20,8 +20,8 @@ from wv_loader import missing_gpu, usable_gpus
 from wv_train.errors import TrainError
 
 RANK_TIMEOUT_S = 50.0
-"""How long ranks wait for one that does not answer. Longer than rank 0 takes to save, short enough that a job with a
-rank that stands still is over within a minute; a rank that dies is noticed at once, by its closed connections."""
+"""How long ranks wait for one that stands still: longer than rank 0 takes to save, and said within a minute (torchrun
+then takes 30 s more to end it). A rank that dies is noticed at once, by its closed connections."""
 
 _JOIN_TIMEOUT_S = 600.0
 """For the first meeting: ranks import, read a checkpoint and start at different times."""
