@@ -133,7 +133,6 @@ def command(
             best = _best(engine, swept)
             trained = check.run(f"train-{number}", name, ["train", path, *common, *training, *best])
             verdicts += judge(name, trained, check.problem)
-            check.run(f"wv-train-{number}", name, ["train", path, *common, *training, *best, "--step", "wv-train"])
     result = {
         "machine": about,
         "verdicts": [{**asdict(verdict), "verdict": verdict.word} for verdict in verdicts],
