@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -113,7 +114,10 @@ def open_world(device: str, *, rank_timeout_s: float = _JOIN_TIMEOUT_S) -> Itera
         return
     _is_rank = True
     try:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=_JOIN_TIMEOUT_S))
+        timeout = timedelta(seconds=_JOIN_TIMEOUT_S)
+        store = _store_of_this_attempt(size, timeout)
+        place_in_store = {"store": store, "rank": rank, "world_size": size} if store else {}
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timeout, **place_in_store)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise TrainError(f"expected {size} ranks to meet at {where}: {_first_sentence(error)}") from error
@@ -126,6 +130,20 @@ def open_world(device: str, *, rank_timeout_s: float = _JOIN_TIMEOUT_S) -> Itera
             raise
         raise TrainError(lost_rank(error)) from error
     dist.destroy_process_group()
+
+
+def _store_of_this_attempt(size: int, timeout: timedelta) -> Any:
+    """Where the ranks of one node meet under torchrun; None: where torch has them meet.
+
+    torchrun's agent keeps its store while it starts workers again, and a rank that is quick to start would find the
+    addresses of those that died. Agents of several nodes count restarts each for itself, so nothing names theirs.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("LOCAL_WORLD_SIZE") != str(size):
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]  # torch marks no export
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt_{attempt}", store)  # type: ignore[attr-defined]  # as above
 
 
 def _place_among_ranks() -> tuple[int, int, int]:
