@@ -85,7 +85,7 @@ def judged_rows(logits: Tensor, losses: Tensor, slots: Slots, setting: StepSetti
     """Rows (n, C) of samples that went through the model: logits (n, K) float32, losses (n,); without gradient."""
     probabilities = logits.detach().softmax(dim=1)
     top1_conf, prediction = probabilities.max(dim=1)
-    label_conf = probabilities.gather(1, slots.labels[:, None]).squeeze(1)
+    label_conf = probabilities.gather(1, slots.labels.unsqueeze(1)).squeeze(1)
     held = confidence(
         setting.gate.kind if setting.gate else "label",
         top1=top1_conf,

@@ -221,9 +221,10 @@ class TrainStep:
         places = None if chosen is None else chosen.to(device)
         known = None if weights is None else lesson.loss_weights(weights if places is None else weights[places])
         in_pieces = len(self.learner.pieces(len(lesson.images))) > 1
-        nominal = torch.full((), float(size * len(task.images)), dtype=torch.float64, device=device)
-        limits = task.limits_on(device)
         parts = []
+        if in_pieces:
+            nominal = torch.full((), float(size * len(task.images)), dtype=torch.float64, device=device)
+            limits = task.limits_on(device)
         for piece, logits, losses in lesson.forward(self.learner):
             means = lesson.mean_losses(losses)
             parts.append(judged_rows(logits, means, lesson.slots.at(piece), task.setting))
