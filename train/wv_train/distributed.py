@@ -20,12 +20,9 @@ from torch import Tensor, nn
 from wv_loader import missing_gpu, usable_gpus
 from wv_train.errors import TrainError
 
-RANK_TIMEOUT_S = 50.0
-"""How long ranks wait for one that stands still: longer than rank 0 takes to save, and said within a minute (torchrun
-then takes 30 s more to end it). A rank that dies is noticed at once, by its closed connections."""
-
-_JOIN_TIMEOUT_S = 600.0
-"""For the first meeting: ranks import, read a checkpoint and start at different times."""
+RANK_TIMEOUT_S = 600.0
+"""How long ranks wait for one that stands still. A rank that dies is noticed at once, by its closed connections; one
+that only waits for slow storage must not end the others. Ranks have as long to meet: they import and start apart."""
 
 _is_rank = False
 """Whether this process has opened a process group."""
@@ -86,7 +83,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 @contextmanager
-def open_world(device: str, *, rank_timeout_s: float = _JOIN_TIMEOUT_S) -> Iterator[World]:
+def open_world(device: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iterator[World]:
     """Join the ranks that `torchrun` started, if it did. `device`: "auto" (GPU if there is one), "cpu" or "cuda".
 
     A rank that does not answer in a collective for `rank_timeout_s` is given up. After an error the group stays open:
@@ -114,7 +111,7 @@ def open_world(device: str, *, rank_timeout_s: float = _JOIN_TIMEOUT_S) -> Itera
         return
     _is_rank = True
     try:
-        timeout = timedelta(seconds=_JOIN_TIMEOUT_S)
+        timeout = timedelta(seconds=RANK_TIMEOUT_S)
         store = _store_of_this_attempt(size, timeout)
         place_in_store = {"store": store, "rank": rank, "world_size": size} if store else {}
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timeout, **place_in_store)
