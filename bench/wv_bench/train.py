@@ -26,6 +26,7 @@ from wv_bench.train_report import ALONE, OURS_SYNTHETIC, OURS_TRAINED, SYNTHETIC
 from wv_bench.train_step import AMP, bare_step, synthetic_batch
 from wv_bench.train_turns import Clock, Subject, Turn, run_turns
 from wv_loader import Batch, DaliOptions, Loader
+from wv_train.allocator import keep_freed_memory
 from wv_train.distributed import World, open_world
 from wv_train.errors import TrainError
 from wv_train.learner import amp_dtype
@@ -61,6 +62,7 @@ Examples:
     flag_value="gate-passes",
     help="Instead: a gated step in one pass, in two and by the past; --model takes several, with commas.",
 )
+@click.option("--malloc-as-is", "as_is", is_flag=True, help="On a CPU: the C library's memory as it is by default.")
 @click.option("--classes", type=click.IntRange(2), help="Without SHARDS. Default: 1000.")
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Timed steps of a turn.")
 @click.option("--warmup", type=click.IntRange(0), default=_AHEAD, show_default=True, help="Untimed ones before them.")
@@ -79,6 +81,7 @@ def command(
     batch_size: int,
     amp: str,
     what: str | None,
+    as_is: bool,
     classes: int | None,
     steps: int,
     warmup: int,
@@ -102,6 +105,8 @@ def command(
         if what == "components" and "WORLD_SIZE" in os.environ:
             world = stack.enter_context(open_world(device.type))
         gpu, notes = gpu_of(device)
+        if device.type == "cpu" and not as_is and keep_freed_memory():
+            notes = [*notes, "freed memory is kept, as wv-train has it; the bare loop has it too"]
         about = machine_on(device, gpu)
         opened = None
         if shards is not None and what != "gate-passes":

@@ -154,7 +154,7 @@ def print_passes(console: Console, result: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     for row in result["parts"]:
         names = ("look_ms", "forward_ms", "backward_ms", "optimiser_ms")
-        cells = (f"{row[name]['median']:.2f} ({row[name]['min']:.2f})" for name in names)
+        cells = (f"{row[name]['median']:.1f} ({row[name]['min']:.1f})" for name in names)
         table.add_row(row["model"], str(row["samples"]), *cells)
     console.print(table)
     for line in about_lines(result):

@@ -21,6 +21,7 @@ from torch import nn
 
 from wv_loader import Loader, LoaderStats, MetricsServer, engine_line, serve_metrics
 from wv_shards import Dataset, ShardsError, write_atomic
+from wv_train.allocator import keep_freed_memory
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader, read_class_weights
 from wv_train.distributed import RANK_TIMEOUT_S, World, launch_id, lost_contact, lost_rank, open_world
@@ -95,6 +96,8 @@ def run_job(job: Job) -> None:
     else:
         run.check_new()
     with open_world(job.device, rank_timeout_s=job.rank_timeout_s) as world, ExitStack() as cleanup:
+        if world.device.type == "cpu":
+            keep_freed_memory()
         model, plans, facts = prepare(job, world, checkpoint)
         if job.resume and checkpoint is None:
             _check_pretrained(run, job, facts)
