@@ -33,9 +33,10 @@ from wv_train.losses import gated_loss
 from wv_train.mixup import Mix
 from wv_train.totals import Totals
 
-_SIZES = 8
-"""A pass over chosen samples has one of so many sizes: few shapes for compilers and cuDNN, and never so few pictures
-that batch norm's statistics are of nothing."""
+_SIZES = 16
+"""A pass over chosen samples has one of so many sizes: few shapes for compilers and cuDNN."""
+_SMALLEST = 2
+"""Of these sizes, so that batch norm's statistics are never of a handful of pictures: an eighth of a rank's part."""
 _REVISIT_SALT = 0x72657669  # "revi"
 
 
@@ -387,6 +388,6 @@ def _padded(keep: Tensor, held: Tensor) -> Tensor:
     keep: (n,) bool, held: (n,) float64, on the host.
     """
     size = -(-len(keep) // _SIZES)
-    count = min(len(keep), max(size, -(-int(keep.sum()) // size) * size))
+    count = min(len(keep), max(_SMALLEST * size, -(-int(keep.sum()) // size) * size))
     first = torch.where(keep, torch.inf, held.nan_to_num(0.0)).argsort(descending=True, stable=True)[:count]
     return first.sort().values
