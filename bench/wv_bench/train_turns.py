@@ -20,10 +20,11 @@ from wv_bench.train_report import Row
 from wv_bench.train_step import LEARNING_RATE, OPEN_GATE, Step, bench_model
 from wv_loader import Batch, Loader, LoaderStats
 from wv_train.distributed import World
+from wv_train.phase_plan import PhasePlan
 from wv_train.progress import RunLog, Screen
 from wv_train.recipe import Phase, Recipe
 from wv_train.run_directory import RunDirectory
-from wv_train.trainer import Pace, PhasePlan, Trainer, TrainingData
+from wv_train.trainer import Pace, Trainer, TrainingData
 
 _NEVER_MINUTES = 1e9
 

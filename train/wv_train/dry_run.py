@@ -23,7 +23,7 @@ from wv_train.learner import amp_dtype
 from wv_train.ledger import LEDGER_DTYPE
 from wv_train.memory_estimate import ModelBytes, model_bytes
 from wv_train.models import head_parameter_ids
-from wv_train.trainer import PhasePlan
+from wv_train.phase_plan import PhasePlan
 
 _BATCHES_HELD = 5
 """Decoded batches of a rank: three ahead, one in use, one being filled."""

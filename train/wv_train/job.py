@@ -29,13 +29,14 @@ from wv_train.errors import ModelError, NonFiniteLossError, RecipeError, TrainEr
 from wv_train.learner import with_synchronized_batch_norm
 from wv_train.live_view import PhaseLength
 from wv_train.models import check_model, make_model
+from wv_train.phase_plan import PhasePlan, plan_phase
 from wv_train.progress import RunLog, Screen
 from wv_train.recipe import Recipe, recipe_from_table
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
 from wv_train.source_version import source_commit, source_line
 from wv_train.table import first_difference, to_table, to_toml
-from wv_train.trainer import Pace, PhasePlan, Trainer, TrainingData, plan_phase
+from wv_train.trainer import Pace, Trainer, TrainingData
 from wv_train.truth import read_truth
 from wv_train.weights import load_weights, read_weights
 

@@ -27,9 +27,10 @@ from wv_train.judge import StepSetting
 from wv_train.keeper import CheckpointKeeper
 from wv_train.learner import Learner
 from wv_train.ledger import Ledger
-from wv_train.losses import class_weights, logit_prior
+from wv_train.meter import Meter
 from wv_train.optim import learning_rate, make_optimizer, set_learning_rate
 from wv_train.passes import PassChoice
+from wv_train.phase_plan import PhasePlan
 from wv_train.plateau import PlateauDetector
 from wv_train.progress import RunLog
 from wv_train.recipe import Phase, Recipe
@@ -41,23 +42,6 @@ from wv_train.totals import Totals, train_row
 
 _FEW = 0.1
 """A gate that keeps less is more likely to collapse (it learns from little, so it believes little) than to choose."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PhasePlan:
-    """A phase with what its loader says about it."""
-
-    phase: Phase
-    steps: int
-    """Optimiser steps, at most where it ends at a plateau."""
-    exposure: NDArray[np.float64]
-    """(K,) expected shows of each class in an epoch."""
-    streams: int
-    """Of this rank."""
-    weights: NDArray[np.float32]
-    """(K,) of the classes in the loss."""
-    prior: NDArray[np.float32] | None
-    """(K,) added to the logits in the loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,19 +66,6 @@ class Pace:
     micro_batch: int | None = None
     """Samples that go through the model at once; None: this rank's whole part of the batch."""
     compile_model: bool = False
-
-
-def plan_phase(phase: Phase, loader: Loader, given: NDArray[np.float64] | None = None) -> PhasePlan:
-    """Length, exposures and class weights of a phase, from its fresh loader; `given`: (K,) weights of a file."""
-    exposure = loader.expected_exposure()
-    return PhasePlan(
-        phase=phase,
-        steps=phase.steps or phase.max_steps or (phase.epochs or 0) * len(loader),
-        exposure=exposure,
-        streams=loader.options.resolved_streams // loader.world_size,
-        weights=class_weights(phase.class_weights, exposure, given),
-        prior=logit_prior(phase.logit_prior, exposure, phase.logit_prior_strength),
-    )
 
 
 class Trainer:
@@ -136,13 +107,12 @@ class Trainer:
             right=data.right,
         )
         self._plateau = PlateauDetector(recipe.phases[0].plateau)
-        self._totals = Totals()
+        self._meter = Meter()
         self._best_top1: float | None = None
         self._nonfinite: list[NonFiniteBatch] = []
         self._loader_state: dict[str, object] | None = None
         self._signals = StopSignals()
         self._last_save = time.monotonic()
-        self._busy_s = self._mark = self._waited = 0.0
 
     def train(self) -> None:
         """Raises Stopped after a signal, NonFiniteLossError, CheckpointError (nowhere to save)."""
@@ -159,7 +129,7 @@ class Trainer:
             self._learner.scaler.load_state_dict(checkpoint.scaler)
         self.ledger.load_state(checkpoint.ledger)
         self._loader_state = checkpoint.loader
-        self._totals = Totals.from_state(checkpoint.totals)
+        self._meter.totals = Totals.from_state(checkpoint.totals)
         self._restore_own(checkpoint)
         if self.position.phase < len(self.plans):
             self._plateau = PlateauDetector(self.plans[self.position.phase].phase.plateau)
@@ -209,7 +179,7 @@ class Trainer:
                 self._event("start")
             else:
                 loader.load_state_dict(self._loader_state)
-            self._waited = loader.stats.wait_seconds_total
+            self._meter.opened(loader.stats.wait_seconds_total)
             while not self._phase_done(plan):
                 loader.set_epoch(self.position.epoch)
                 epoch, before = self.position.epoch, loader.stats.snapshot()
@@ -230,17 +200,16 @@ class Trainer:
     def _train_epoch(self, plan: PhasePlan, loader: Loader, setting: StepSetting) -> None:
         """The rest of an epoch, or of the phase if that is shorter."""
         position = self.position
-        self._mark = time.perf_counter()
+        self._meter.go()
         for batch in loader:
             # Before the step, so that a run resumed here still validates.
             self._validate_if_due(plan.phase)
             result = self._train_batch(plan, batch, setting)
-            self._totals.add(result.totals)
             position.phase_step += 1
             position.epoch_step += 1
             position.step += 1
             position.samples += result.totals.samples
-            self._busy_s += time.perf_counter() - self._mark
+            self._meter.add(result.totals)
             if self._keeper:
                 self._keeper.check()
             self._judge_loss(plan.phase, result)
@@ -255,7 +224,7 @@ class Trainer:
                 raise Stopped(result.stop_signal)
             if self._phase_done(plan):
                 return
-            self._mark = time.perf_counter()
+            self._meter.go()
         position.epoch, position.epoch_step = position.epoch + 1, 0
 
     def _train_batch(self, plan: PhasePlan, batch: Batch, setting: StepSetting) -> StepResult:
@@ -324,7 +293,7 @@ class Trainer:
             trainer=self._own_state(),
             loader=self._loader_state,
             ledger=self.ledger.state(),
-            totals=self._totals.state(),
+            totals=self._meter.totals.state(),
             plateau=self._plateau.state_dict(),
             metrics_bytes=self._log.sync() if self._log else 0,
             best_top1=self._best_top1,
@@ -339,7 +308,7 @@ class Trainer:
         by_epochs = recipe.validate_every_epochs and new_epoch and position.epoch % recipe.validate_every_epochs == 0
         if position.phase_step > 0 and (by_steps or by_epochs):
             self._validate(phase)
-            self._mark = time.perf_counter()
+            self._meter.go()
 
     def _validate(self, phase: Phase) -> None:
         """Evaluate on every rank; rank 0 keeps the best weights by top-1."""
@@ -359,12 +328,11 @@ class Trainer:
 
     def _log_totals(self, plan: PhasePlan, loader: Loader) -> None:
         """Write the row of the steps since the last one, and begin anew."""
-        totals, phase = self._totals, plan.phase
+        totals, phase = self._meter.totals, plan.phase
         if not totals.steps:
             return
         step = self.position.phase_step - 1
         rate = learning_rate(phase, step, plan.steps)
-        waited = loader.stats.wait_seconds_total - self._waited
         moved = totals.steps - totals.zero_steps - totals.nonfinite_steps
         norm_sum = float(self._step.grad_norm_sum)
         row: dict[str, object] = {
@@ -374,9 +342,7 @@ class Trainer:
             "threshold": phase.gate.over(plan.steps).threshold(step) if phase.gate else 0.0,
             "lr_backbone": rate * phase.backbone_factor,
             "lr_head": rate * phase.head_factor,
-            "images_per_s": totals.samples / self._busy_s if self._busy_s > 0 else 0.0,
-            "images_per_s_without_wait": totals.samples / (self._busy_s - waited) if self._busy_s > waited else 0.0,
-            "wait_s": waited,
+            **self._meter.speed(loader.stats.wait_seconds_total),
             "samples": self.position.samples,
         }
         if self.recipe.clip_norm and moved and math.isfinite(norm_sum):
@@ -389,7 +355,7 @@ class Trainer:
                 'or gate a share of each batch (gate.unit = "share")',
             )
         self._step.grad_norm_sum.zero_()
-        self._totals, self._busy_s, self._waited = Totals(), 0.0, waited + self._waited
+        self._meter.begin(loader.stats.wait_seconds_total)
 
     def _log_loading(self, phase: Phase, epoch: int, here: LoaderStats) -> None:
         """Say which stage was slow in the rest of an epoch that was just trained, over all ranks."""
