@@ -16,12 +16,13 @@ from wv_train import job as job_module
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig
 from wv_train.distributed import World
-from wv_train.errors import NonFiniteLossError
+from wv_train.errors import CheckpointError, NonFiniteLossError, RunDirectoryError
 from wv_train.evaluation import EvalConfig, evaluate_run, open_lockstep
 from wv_train.job import Job, run_job
 from wv_train.ledger import LEDGER_DTYPE, history_of
 from wv_train.lockstep import ValidationData
 from wv_train.recipe import recipe_from_table
+from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
 from wv_train.trained import load_trained
 
@@ -292,6 +293,38 @@ def test_a_broken_loss_stops_with_its_samples_saved(
     assert saved["batches"][0]["keys"][0].startswith("c00")
     warnings = [row["text"] for row in _rows(out) if row["kind"] == "warning"]
     assert len([text for text in warnings if "nothing was learned from it" in text]) == 2
+
+
+def test_two_trainings_do_not_share_a_folder(
+    tiny_table: Callable[..., dict[str, Any]], small_dataset: Path, tmp_path: Path
+) -> None:
+    """A job that was queued again while the one before it lives on; in one process, as locks are of open files."""
+    out = tmp_path / "run"
+    table = tiny_table("phases.base.epochs=1")
+    table["phases"] = table["phases"][:1]
+    with RunDirectory(out).held():
+        with pytest.raises(RunDirectoryError, match=r"a training is at work here \(process \d+ on "):
+            run_job(_job(table, small_dataset, None, out))
+        RunDirectory(out).write_info({"recipe": table, "engine_description": "", "engine": ""})
+        with pytest.raises(RunDirectoryError, match="a training is at work here"):
+            run_job(_job(table, small_dataset, None, out, resume=True))
+        assert not (out / "metrics.jsonl").exists()
+    (out / "run.json").unlink()
+    run_job(_job(table, small_dataset, None, out))
+    assert (out / "checkpoints" / "last.pt").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    tiny_table: Callable[..., dict[str, Any]], whole: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """Same data, same network, another recipe: its numbers would be filed under the wrong run."""
+    other = tmp_path / "other"
+    table = tiny_table("phases.base.lr=0.01")
+    table["phases"] = table["phases"][:1]
+    run_job(_job(table, small_dataset, None, other))
+    last = str(other / "checkpoints" / "last.pt")
+    with pytest.raises(CheckpointError, match=r"a checkpoint of another run than .*: .* there, .* here"):
+        load_trained(whole, checkpoint=last, weights="auto", device=torch.device("cpu"))
 
 
 def _die(_self: Checkpoint, _path: Path) -> None:

@@ -74,7 +74,8 @@ class Checkpoint:
                 torch.save(state, file)
         except (OSError, RuntimeError) as error:  # torch's writer turns a failed write into a RuntimeError
             reason = error.strerror if isinstance(error, OSError) else "the write failed, is the disk full?"
-            raise CheckpointError(f"{path}: not saved: {reason}; the checkpoint before it is still whole") from error
+            before = "the checkpoint before it is still whole" if path.exists() else "there is no checkpoint before it"
+            raise CheckpointError(f"{path}: not saved: {reason}; {before}") from error
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -141,6 +141,8 @@ def command(
         return
     if picture is not None and not dry_run:
         raise click.UsageError("--picture goes with --dry-run")
+    if picture is not None and not picture.parent.is_dir():
+        raise click.UsageError(f"--picture {picture}: expected a folder that is there, found no {picture.parent}")
     if out is None and not dry_run:
         raise click.UsageError("--out is missing: the folder that the run is written to")
     remembered = False

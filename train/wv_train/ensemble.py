@@ -38,12 +38,14 @@ class Fit:
 def parse_member(text: str) -> tuple[Path, float | None]:
     """`RUN` or `RUN:WEIGHT`: what comes after the last colon is the weight if it is a number.
 
-    Raises ValueError for a weight that is negative or not finite.
+    Raises ValueError for a weight that is negative or not finite, and for none behind the colon of a run that is there.
     """
     path, colon, tail = text.rpartition(":")
     try:
         weight = float(tail)
     except ValueError:
+        if colon and path and not Path(text).exists() and Path(path).exists():
+            raise ValueError(f"expected RUN or RUN:WEIGHT, found {text!r}: {tail!r} is no number") from None
         return Path(text), None
     if not (colon and path):
         return Path(text), None

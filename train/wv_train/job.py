@@ -114,6 +114,10 @@ def run_job(job: Job) -> None:
             say("no checkpoint yet: starting at step 0")
         if metrics:
             screen.say(f"metrics of rank {world.rank} at {metrics.url}")
+        if world.is_main:
+            cleanup.enter_context(run.held())
+            if not job.resume:
+                run.check_new()  # once more: another may have begun since
         log = _open_log(run, job, world, screen, _info(job, world, model, plans, facts), checkpoint)
         trainer = Trainer(
             recipe=job.recipe,
@@ -175,11 +179,11 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
             path = phase.class_weights_file
             plans.append(plan_phase(phase, loader, read_class_weights(Path(path), facts.classes) if path else None))
     assert facts is not None  # a recipe has a phase
+    if checkpoint is not None:
+        checkpoint.check_data(RunDirectory(job.out).last, manifest_digest=facts.manifest_digest, classes=facts.classes)
     if job.truth is not None and world.is_main:
         with Dataset.open(job.data.shards) as dataset:
             facts = replace(facts, right=read_truth(job.truth, dataset))
-    if checkpoint is not None:
-        checkpoint.check_data(RunDirectory(job.out).last, manifest_digest=facts.manifest_digest, classes=facts.classes)
     if job.data.val is not None:
         _open_validation(job, world, facts).close()
     torch.manual_seed(job.recipe.seed)
@@ -217,16 +221,32 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
         lines.append("warning: every phase freezes the backbone, which stays as it was drawn; start with --pretrained")
     if empty := int((counts == 0).sum()):
         lines.append(f"warning: {empty:,} classes have no sample and will not be learned")
-    for plan in plans:
-        phase, gate = plan.phase, plan.phase.gate
-        length = f"at most {plan.steps:,} steps" if phase.until else f"{plan.steps:,} steps"
-        unit = "a share of " if gate and gate.unit == "share" else ""
-        gated = f", gate {gate.kind} {unit}{gate.start:g} to {gate.end:g} ({gate.schedule})" if gate else ""
-        lines.append(
-            f"phase {phase.name}: {length}, lr {phase.lr:g} {phase.schedule}, balance {phase.balance:g}, "
-            f"class weights {phase.class_weights}{gated}"
-        )
-    return lines
+    if job.pace.compile_model:
+        lines.append("the model is compiled: the first steps take minutes, and a signal is granted after them")
+    return [*lines, *(_phase_line(plan) for plan in plans)]
+
+
+def _phase_line(plan: PhasePlan) -> str:
+    """Length, rates, and whatever is not as usual."""
+    phase, gate = plan.phase, plan.phase.gate
+    parts = [f"at most {plan.steps:,} steps" if phase.until else f"{plan.steps:,} steps"]
+    parts.append(f"lr {phase.lr:g} {phase.schedule}")
+    if phase.backbone_factor == 0:
+        parts.append("backbone frozen")
+    elif (phase.backbone_factor, phase.head_factor) != (1.0, 1.0):
+        parts.append(f"of it {phase.backbone_factor:g} for the backbone and {phase.head_factor:g} for the head")
+    parts += [f"balance {phase.balance:g}", f"class weights {phase.class_weights}"]
+    if phase.logit_prior != "none":
+        parts.append(f"logit prior {phase.logit_prior}")
+    if phase.label_smoothing:
+        parts.append(f"label smoothing {phase.label_smoothing:g}")
+    if phase.mixup_alpha:
+        parts.append(f"mixup {phase.mixup_alpha:g}")
+    if gate is not None:
+        unit = "a share of " if gate.unit == "share" else ""
+        parts.append(f"gate {gate.kind} {unit}{gate.start:g} to {gate.end:g} ({gate.schedule})")
+        parts.append("loss over the kept" if phase.denominator == "kept" else "loss over all")
+    return f"phase {phase.name}: {', '.join(parts)}"
 
 
 def should_resume(run: RunDirectory, resume: str | None) -> bool:

@@ -78,14 +78,14 @@ class Learner:
         return [slice(first, last) for first, last in itertools.pairwise(borders)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (n, K) float32, to learn from."""
-        with self._precision():
+        """Logits (n, K) float32, to learn from. Raises TrainError where the model can't be compiled."""
+        with self._precision(), _compiler_errors():
             logits: Tensor = (self._distributed or self._fast)(images)
         return logits.float()
 
     def look(self, images: Tensor) -> Tensor:
         """The same logits (n, K) without gradient; batch norm uses the pictures' statistics and does not note them."""
-        with torch.no_grad(), self._statistics_unnoted(), self._precision():
+        with torch.no_grad(), self._statistics_unnoted(), self._precision(), _compiler_errors():
             return torch.cat([self._fast(images[piece]).float() for piece in self.pieces(len(images))])
 
     def apart(self) -> AbstractContextManager[None]:
@@ -132,3 +132,18 @@ def with_synchronized_batch_norm(model: nn.Module, world: World) -> nn.Module:
 
     converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # timm leaves it untyped
     return converted
+
+
+@contextmanager
+def _compiler_errors() -> Iterator[None]:
+    """What torch.compile raises as one line; costs nothing where nothing is compiled."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise TrainError(
+            f"--compile: {reason[0]}; leave --compile out, or name an empty folder by TORCHINDUCTOR_CACHE_DIR: "
+            "a compilation that was cut off may have left half a file in the old one"
+        ) from error

@@ -225,6 +225,8 @@ class Recipe:
         for key in ("seed", "size_px", "keep_best", "clip_norm", *every):
             if getattr(self, key) < 0:
                 raise FieldError(key, "0 or more", getattr(self, key))
+        if self.seed >= 1 << 63:
+            raise FieldError("seed", "less than 2^63", self.seed)
         if not 0.0 <= self.ema_decay < 1.0:
             raise FieldError("ema_decay", "0 <= ema_decay < 1", self.ema_decay)
         if self.streams is not None and (self.streams < 1 or self.batch_size % self.streams):

@@ -3,8 +3,12 @@
 Only rank 0 writes. What each file holds is the business of its writer.
 """
 
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.quarantine = path / "quarantine.jsonl"
         self.nonfinite = path / "nonfinite_batches.json"
+        self._lock = path / ".lock"
 
     def check_new(self) -> None:
         """Raises RunDirectoryError unless the folder is absent or empty."""
@@ -35,10 +40,39 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path}: already holds a run; --resume continues it, or name another --out")
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"{self.path}: expected a folder for the run, found a file; name another --out")
-        if self.path.is_dir() and (others := [item.name for item in self.path.iterdir() if item.suffix != ".tmp"]):
+        if self.path.is_dir() and (
+            others := [item.name for item in self.path.iterdir() if item.suffix != ".tmp" and item != self._lock]
+        ):
             raise RunDirectoryError(
                 f"{self.path}: expected an empty folder, found {sorted(others)[0]} and no run.json; name another --out"
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other trainings out of the folder, which is made if need be; the end of the process lets go of it.
+
+        Raises RunDirectoryError: another one is at work here, or the folder can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self._lock.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunDirectoryError(f"{self.path}: cannot be written: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise RunDirectoryError(
+                    f"{self.path}: a training is at work here ({file.read().strip()}); stop it or wait for its end, "
+                    "or name another --out"
+                ) from error
+            except OSError:
+                pass  # a file system without locks: as safe as it was
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
 
     def read_info(self) -> dict[str, Any]:
         """`run.json`. Raises RunDirectoryError: no run here, not readable, or written by a newer version."""

@@ -12,6 +12,7 @@ from wv_train.errors import CheckpointError
 from wv_train.models import make_model
 from wv_train.recipe import Recipe, recipe_from_table
 from wv_train.run_directory import RunDirectory
+from wv_train.table import first_difference, to_table
 
 Weights = Literal["auto", "model", "ema"]
 
@@ -66,7 +67,10 @@ def load_trained(path: Path, *, checkpoint: str, weights: Weights, device: torch
     state = Checkpoint.load(file)
     if state.manifest_digest != info["manifest_digest"] or state.classes != info["classes"]:
         raise CheckpointError(f"{file}: a checkpoint of another run than {path}: it was trained on other data")
-    ema: dict[str, torch.Tensor] | None = getattr(state, "ema", None)
+    if difference := first_difference(to_table(recipe), to_table(recipe_from_table(state.recipe))):
+        key, mine, its = difference
+        raise CheckpointError(f"{file}: a checkpoint of another run than {path}: {key} is {its!r} there, {mine!r} here")
+    ema = state.ema
     if weights == "ema" and ema is None:
         raise CheckpointError(f"{file}: has no moving average of the weights; take --weights model")
     taken: Literal["model", "ema"] = "model" if weights == "model" or ema is None else "ema"
