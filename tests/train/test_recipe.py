@@ -76,6 +76,7 @@ def test_the_recipe_after_sun_et_al_has_the_papers_figures() -> None:
         ("batch_size=0", "batch_size: expected 1 or more, found 0"),
         ("model.name=x", "model.name: no such key"),
         ("seed", "expected KEY=VALUE"),
+        ("seed=99999999999999999999", "seed: expected less than 2^63"),
     ],
 )
 def test_mistakes_name_the_override_and_the_whole_key_path(
