@@ -16,7 +16,7 @@ GPU_CHECK ?= gpu-check
 # Extras of pyproject.toml; where they are not given, those of the last time.
 EXTRAS ?= $(or $(shell cat $(VENV)/.extras 2>/dev/null),dev)
 
-# Tests go in so many processes, a file in one of them: many wait for processes of their own, and what they make is shared by file.
+# Tests go in so many processes, which take over from one another: many wait for processes of their own.
 TEST_PROCESSES ?= 2
 
 # Tests and the demo use one thread per process where they start several.
@@ -51,7 +51,7 @@ demo: setup
 	$(BIN)/python tools/demo.py $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal
 
 # One environment holds one PIL: where Pillow-SIMD is in, the tests of images run once more on stock Pillow.
 test-stock-pillow: setup

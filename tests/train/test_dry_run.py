@@ -221,10 +221,11 @@ def test_without_a_gate_there_is_one_panel() -> None:
 
 
 @pytest.mark.slow
-def test_16_million_samples_in_5000_classes_can_be_planned(
+def test_a_million_samples_in_5000_classes_can_be_planned(
     dry_run: Callable[..., str], small_dataset: Path, tmp_path: Path
 ) -> None:
-    made = import_module("wv_bench.first_batch").make_set(small_dataset, tmp_path, 16_000_000, 5000)
+    """16 million, by the same code, take 14 s of processor time: LOG.md."""
+    made = import_module("wv_bench.first_batch").make_set(small_dataset, tmp_path, 1_000_000, 5000)
     try:
         out = dry_run("--shards", tmp_path, "--recipe", "webvision2-sun2018", "--set", "size_px=64")
     finally:
