@@ -132,7 +132,7 @@ def test_torchvisions_decoder_is_a_contestant_that_shows_every_image(small_datas
     )
     assert not row.problem
     assert len(counted[0]) == 1
-    assert row.gpu[0].jpeg_fraction == 0.8
+    assert row.gpu[0].jpeg_fraction == pytest.approx(0.8)
 
 
 def test_an_epoch_lasts_until_the_gpu_has_finished(tmp_path: Path) -> None:
