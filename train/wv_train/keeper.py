@@ -211,11 +211,7 @@ class _Snapshots:
 
     def _memory_for(self, value: Tensor, where: tuple[object, ...]) -> Tensor:
         memory = self._memory.get(where)
-        if memory is None or (memory.shape, memory.dtype, memory.stride()) != (
-            value.shape,
-            value.dtype,
-            value.stride(),
-        ):
+        if memory is None or _layout(memory) != _layout(value):
             # Page-locked for a GPU, whose copies then run at the bus's speed.
             memory = torch.empty_like(value, device="cpu", requires_grad=False, pin_memory=value.is_cuda)
             self._memory[where] = memory

@@ -1,6 +1,6 @@
 """The ledger: what training has seen of every sample, kept alike on every rank.
 
-Updated once a step from the rows that all ranks gathered (`step.GATHERED`), so no rank ever knows more than another. It
+Updated once a step from the rows that all ranks gathered (`judge.COLUMNS`), so no rank ever knows more than another. It
 travels in the checkpoint, and is written beside it as an overlay of kind "ledger" for other tools.
 """
 
