@@ -1,13 +1,11 @@
 """`wv-report`: one page that shows what runs did and which images they did not believe. `report` does the work."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from wv_shards import ShardsError
-from wv_train.errors import TrainError
+from wv_train.command_line import run_command
 from wv_train.report import write_report
 
 EPILOG = """\b
@@ -48,17 +46,7 @@ def command(runs: tuple[Path, ...], out: Path | None, truth_path: Path | None, s
 
 def main() -> None:
     """Entry point: exit code 0 done, 1 failed, 2 wrong usage; errors are one line."""
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as error:
-        sys.stderr.write(f"wv-report: {error.format_message()}\n")
-        sys.exit(2)
-    except (TrainError, ShardsError) as error:
-        sys.stderr.write(f"wv-report: {error}\n")
-        sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("wv-report: interrupted\n")
-        sys.exit(130)
+    run_command("wv-report", command)
 
 
 def _judgement_text(numbers: dict[str, Any]) -> str:
