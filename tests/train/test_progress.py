@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from wv_train.live_view import LiveView, PhaseLength, duration, waited_fraction
 from wv_train.progress import RunLog, Screen, scalars
@@ -266,8 +267,13 @@ def test_tensorboard_has_kind_and_field_and_a_name_for_every_band() -> None:
 
 
 def test_a_log_writes_rows_everywhere_and_its_texts_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_log: Callable[..., RunLog]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    make_log: Callable[..., RunLog],
 ) -> None:
+    # TensorBoard reads files by name: second, then a counter as text, in which 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     log = make_log(0)
     log.row({**TRAIN, "step": 5})
     length = log.sync()
