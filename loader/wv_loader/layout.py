@@ -12,27 +12,30 @@ from wv_loader.runs import Layout
 from wv_shards import EXCLUDE, Dataset, Overlay, lost_exclude
 
 
-def layout_of(dataset: Dataset, exclude: Sequence[Path | str]) -> Layout:
+def layout_of(dataset: Dataset, exclude: Sequence[Path | str | NDArray[np.bool_]]) -> Layout:
     """The layout of a data set.
 
     Args:
         dataset: an open one. Its own overlay `exclude`, where there is one, always holds.
-        exclude: paths of more overlays of this kind.
+        exclude: paths of more overlays of this kind, or masks, (N,) bool.
 
     Raises:
         LoaderError: an overlay of another shape, or the data set's own is lost.
         ShardsError: an overlay of another data set or kind, or a damaged one.
     """
-    paths = [Path(path) for path in exclude]
+    asked = list(exclude)
     if lost := lost_exclude(dataset.directory, dataset.manifest):
         raise LoaderError(lost)
     if (dataset.directory / f"{EXCLUDE}.json").exists():
-        paths.append(dataset.directory / EXCLUDE)
+        asked.append(dataset.directory / EXCLUDE)
     excluded: NDArray[np.bool_] | None = None
-    for path in paths:
-        array = Overlay.load_onto(path, dataset.manifest, kind=EXCLUDE).array
+    for one in asked:
+        if isinstance(one, np.ndarray):
+            who, array = "exclude", one
+        else:
+            who, array = str(one), Overlay.load_onto(one, dataset.manifest, kind=EXCLUDE).array
         if array.shape != (dataset.manifest.samples,):
-            raise LoaderError(f"{path}: shape {array.shape}, expected ({dataset.manifest.samples},): a row per sample")
+            raise LoaderError(f"{who}: shape {array.shape}, expected ({dataset.manifest.samples},): a row per sample")
         excluded = array.astype(bool) if excluded is None else excluded | array.astype(bool)
     bands = [-1 if shard.band is None else shard.band for shard in dataset.manifest.shards]
     return Layout(

@@ -25,7 +25,7 @@ from wv_loader.errors import LoaderError, StateMismatchError
 from wv_loader.faults import Faults
 from wv_loader.layout import digest_of, layout_of
 from wv_loader.one_loop import OneLoop
-from wv_loader.options import LoaderOptions, balance_of, exclude_paths
+from wv_loader.options import Exclusion, LoaderOptions, balance_of, exclusions
 from wv_loader.parts import Parts
 from wv_loader.pipeline import Order, Pipeline
 from wv_loader.plan import PLAN_VERSION, EpochPlan, Plan, PlanOptions, SequentialPlan
@@ -57,7 +57,7 @@ class Loader:
         balance: float | Sequence[float] = 1.0,
         engine: str = "auto",
         train: bool = True,
-        exclude: Sequence[Path | str] | Path | str = (),
+        exclude: Sequence[Exclusion] | Exclusion = (),
         max_repeat: float = 16.0,
         streams: int | None = None,
         window: int = 1024,
@@ -88,7 +88,8 @@ class Loader:
             engine: what decodes: `turbo` or `pillow` on threads, `dali-cpu` or `dali-gpu` by DALI, or `auto`:
                 `dali-gpu` where `device` is a GPU and DALI works there, else `turbo` where it is built, else `pillow`.
             train: random crops in planned order; False: every sample once by ordinal, centre crop.
-            exclude: overlays of kind `exclude` (paths), beside the data set's own `exclude`, which always holds.
+            exclude: overlays of kind `exclude` (paths), or masks, (N,) bool; beside the data set's own `exclude`, which
+                always holds.
             max_repeat: no class is repeated more often than this per epoch.
             streams: V; a state can move to any number of ranks that divides it. None: B's largest divisor up to 64.
             window: samples of a stream that are shuffled together.
@@ -149,7 +150,7 @@ class Loader:
             window=window,
             run_length=run_length,
         )
-        overlays = exclude_paths(exclude)
+        excluded = exclusions(exclude)
         self.train = options.train
         self.size_px = options.size_px
         self.augment = options.augment or Augment()
@@ -165,7 +166,7 @@ class Loader:
         self.dataset = Dataset.open(one_path("directory", directory))
         check_index(self.dataset.directory / INDEX_FILE, self.dataset.manifest.index_checksum)
         self.rank, self.world_size = find_rank(options.rank, options.world_size)
-        layout = layout_of(self.dataset, overlays)
+        layout = layout_of(self.dataset, excluded)
         try:
             self.plan = Plan(layout, self.options)
         except ValueError as error:

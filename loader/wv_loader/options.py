@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wv_loader.augment import Augment
 from wv_loader.checks import number, one_path, plain, refuse, several, truth, whole, whole_or_none
 from wv_loader.dali_options import DaliOptions
@@ -67,18 +70,28 @@ class LoaderOptions:
             object.__setattr__(self, name, value)
 
 
-def exclude_paths(exclude: Sequence[Path | str] | Path | str) -> list[Path]:
-    """The paths of `exclude`; one alone is one.
+Exclusion = Path | str | NDArray[np.bool_]
+"""An overlay of kind `exclude` by its path, or (N,) bool: True where a sample is not to be shown."""
+
+
+def exclusions(exclude: Sequence[Exclusion] | Exclusion) -> list[Path | NDArray[np.bool_]]:
+    """What `exclude` names; one alone is one.
 
     Raises:
-        OptionError: they are none.
+        OptionError: neither paths nor arrays of bool.
     """
-    if isinstance(exclude, str | Path):
-        return [Path(exclude)]
-    paths = several(exclude)
-    if paths is None:
+    if isinstance(exclude, str | Path | np.ndarray):
+        exclude = [exclude]
+    found = several(exclude)
+    if found is None:
         raise refuse("exclude", "paths", exclude)
-    return [one_path("exclude", path) for path in paths]
+    return [_mask(one) if isinstance(one, np.ndarray) else one_path("exclude", one) for one in found]
+
+
+def _mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    if mask.dtype != np.bool_ or mask.ndim != 1:
+        raise refuse("exclude", "an array of bool, (N,)", f"{mask.dtype} of shape {mask.shape}")
+    return mask
 
 
 def balance_of(balance: float | Sequence[float]) -> tuple[float, ...]:

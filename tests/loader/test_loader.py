@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wv_loader import Augment, Batch, Loader, LoaderError, StateMismatchError
+from wv_loader import Augment, Batch, Loader, LoaderError, OptionError, StateMismatchError
 from wv_shards import CorruptDataError, DuplicatesInfo, Manifest, Overlay, OverlayMismatchError, ShardsError
 
 
@@ -219,6 +219,12 @@ def test_exclusions_are_not_shown_and_make_another_plan(
     assert loader.class_counts.sum() == whole.num_samples - 3
     with pytest.raises(StateMismatchError, match="exclusions was"):
         loader.load_state_dict(whole.state_dict())
+    for masks in (gone, [gone[::-1] & gone, gone]):
+        assert make(exclude=masks).state_dict() == make(exclude=tmp_path / "gone").state_dict()
+    with pytest.raises(LoaderError, match=r"^exclude: shape \(3,\), expected \(\d+,\): a row per sample"):
+        make(exclude=[gone[:3]])
+    with pytest.raises(OptionError, match=r"^exclude: expected an array of bool"):
+        make(exclude=[gone.astype(np.uint8)])
     beside = tmp_path / "beside"
     shutil.copytree(small_dataset, beside)
     Overlay(kind="exclude", array=gone, manifest_digest=whole.manifest_digest).save(beside / "exclude")
