@@ -16,7 +16,7 @@ from wv_train.dry_run import dry_run as plan_only
 from wv_train.errors import RecipeError, TrainError
 from wv_train.job import Job, run_job, should_resume
 from wv_train.models import SMALL_MODELS
-from wv_train.options import ENGINE_HELP, bad_budget_option
+from wv_train.options import ENGINE_HELP, bad_budget_option, holdout_option
 from wv_train.recipe import Recipe, load_recipe, recipe_from_table, recipe_names
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
@@ -32,6 +32,7 @@ Examples:
   wv-train --shards train/ --val val/ --recipe demo --out runs/gated
   wv-train --shards train/ --recipe my.toml --out runs/a --set phases.gated.gate.start=0.3
   wv-train --resume --out runs/gated
+  wv-train --shards train/ --holdout 0.1 --recipe demo --out runs/tuned
   torchrun --nproc-per-node 8 -m wv_train --shards train/ --recipe webvision1-resnet50 --out runs/r50
   torchrun --nproc-per-node 2 -m wv_train --resume --out runs/r50 --micro-batch 64    fewer GPUs, the same global batch
   wv-train --recipe demo --print-recipe > my.toml
@@ -86,6 +87,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="Overlay of samples not to be shown.",
 )
+@holdout_option
 @click.option(
     "--truth", type=click.Path(path_type=Path), help="CSV with path, label, true_label: measure the gate's precision."
 )
@@ -119,6 +121,7 @@ def command(
     micro_batch: int | None,
     compile_model: bool,
     exclude: tuple[Path, ...],
+    holdout: float | None,
     truth: Path | None,
     list_models: bool,
     print_recipe: bool,
@@ -153,17 +156,24 @@ def command(
         shards = shards or Path(saved["shards"])
         val = val or (Path(saved["val"]) if saved["val"] else None)
         exclude = exclude or tuple(Path(path) for path in saved["exclude"])
+        holdout = saved.get("holdout") if holdout is None else holdout
         truth = truth or (Path(saved["truth"]) if saved.get("truth") else None)
         remembered = engine is None
         engine = engine or saved["engine"]
     if shards is None:
         raise click.UsageError("--shards is missing: a folder made by wv-ingest build-shards")
+    if holdout is not None and val is not None:
+        raise click.UsageError(
+            f"--holdout {holdout:g} and --val {val}: expected one of them: either is the set that the run is validated "
+            "on; wv-eval evaluates the finished run on other shards"
+        )
     job = Job(
         recipe=recipe,
         data=DataConfig(
             shards=shards,
             val=val,
             exclude=exclude,
+            holdout=holdout,
             engine=engine or "auto",
             loader_threads=loader_threads,
             loader_processes=loader_processes,

@@ -5,6 +5,7 @@ The trainer knows batches, not shards; this is the one file that knows both a re
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_loader import Loader
+from wv_loader.options import Exclusion
 from wv_shards import Dataset, combine
 from wv_train.distributed import World
 from wv_train.errors import ClassMismatchError, TrainError
+from wv_train.holdout import MAX_FRACTION, held_out
 from wv_train.recipe import Recipe
 from wv_train.table import close_matches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where the data lie and how they are read: nothing here changes a weight but `exclude`."""
+    """Where the data lie and how they are read: nothing here changes a weight but `exclude` and `holdout`."""
 
     shards: Path
     val: Path | None = None
     exclude: tuple[Path, ...] = ()
+    holdout: float | None = None
+    """Fraction of the training shards' samples, in (0, 0.5], that are validated on and not trained on; see `holdout`.
+    None: none. Not together with `val`."""
     engine: str = "auto"
     loader_threads: int | None = None
     loader_processes: int = 0
@@ -34,6 +40,32 @@ class DataConfig:
     """Failed shows of an epoch that end a run, as `Loader` takes it; for validation too."""
     quarantine: Path | None = None
     """File that names the samples that failed, a JSON line each; there is none while none fails."""
+
+    def __post_init__(self) -> None:
+        if self.holdout is not None and not 0.0 < self.holdout <= MAX_FRACTION:
+            raise ValueError(f"holdout: expected more than 0 and at most {MAX_FRACTION:g}, found {self.holdout}")
+        if self.holdout is not None and self.val is not None:
+            raise ValueError("holdout: expected no val beside it: either is the validation set")
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation set."""
+        return self.val is not None or self.holdout is not None
+
+    def exclusions(self) -> tuple[Exclusion, ...]:
+        """What a training loader is to exclude. Raises ShardsError."""
+        return self.exclude if self.holdout is None else (*self.exclude, self._held_out(self.holdout))
+
+    def validated_on(self) -> tuple[Path, tuple[Exclusion, ...]]:
+        """Shards of the validation set, and what its loader is to exclude. Raises ShardsError."""
+        if self.val is not None:
+            return self.val, ()
+        assert self.holdout is not None  # asked for where `validates`
+        return self.shards, (*self.exclude, ~self._held_out(self.holdout))
+
+    def _held_out(self, fraction: float) -> NDArray[np.bool_]:
+        with Dataset.open(self.shards) as dataset:
+            return held_out(dataset, fraction)
 
 
 def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world: World) -> Loader:
@@ -50,7 +82,7 @@ def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world:
         balance=phase.balance,
         engine=data.engine,
         train=True,
-        exclude=data.exclude,
+        exclude=data.exclusions(),
         max_repeat=recipe.max_repeat,
         streams=recipe.resolved_streams,
         augment=recipe.augment,
@@ -75,13 +107,14 @@ def open_validation_loader(
     world: World,
     *,
     classes: list[str],
+    exclude: Sequence[Exclusion] = (),
     engine: str = "auto",
     threads: int | None = None,
     bad_budget: int | float | None = 0.01,
     crop_position: tuple[float, float] = (0.5, 0.5),
     read_ahead_bytes: int | None = None,
 ) -> Loader:
-    """Every sample once, cropped in the centre or at `crop_position`.
+    """Every sample that is not excluded once, cropped in the centre or at `crop_position`.
 
     Raises ClassMismatchError where the classes are not the training set's.
     """
@@ -91,6 +124,7 @@ def open_validation_loader(
         size_px=recipe.size_px,
         engine=engine,
         train=False,
+        exclude=exclude,
         augment=recipe.augment,
         crop_position=crop_position,
         rank=world.rank,

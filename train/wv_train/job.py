@@ -26,6 +26,7 @@ from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader, read_class_weights
 from wv_train.distributed import RANK_TIMEOUT_S, World, launch_id, lost_contact, lost_rank, open_world
 from wv_train.errors import ModelError, NonFiniteLossError, RecipeError, TrainError
+from wv_train.holdout import HeldOut
 from wv_train.learner import with_synchronized_batch_norm
 from wv_train.live_view import PhaseLength
 from wv_train.models import check_model, make_model
@@ -81,6 +82,8 @@ class Facts:
     """Of the file of weights that the model started from."""
     pretrained_line: str = ""
     """What was taken from it, for a person."""
+    held_out: HeldOut | None = None
+    """Where a part of the training shards is the validation set."""
 
 
 def run_job(job: Job) -> None:
@@ -184,8 +187,10 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
     if job.truth is not None and world.is_main:
         with Dataset.open(job.data.shards) as dataset:
             facts = replace(facts, right=read_truth(job.truth, dataset))
-    if job.data.val is not None:
-        _open_validation(job, world, facts).close()
+    if job.data.validates:
+        with closing(_open_validation(job, world, facts)) as validation:
+            if job.data.holdout is not None:
+                facts = replace(facts, held_out=HeldOut.of(job.data.holdout, facts.class_counts, validation))
     torch.manual_seed(job.recipe.seed)
     classes = len(facts.classes)
     model = make_model(job.recipe.model, classes)
@@ -219,6 +224,8 @@ def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePla
         lines.append(facts.pretrained_line)
     elif not recipe.pretrained and not any(phase.backbone_factor for phase in recipe.phases):
         lines.append("warning: every phase freezes the backbone, which stays as it was drawn; start with --pretrained")
+    if facts.held_out is not None:
+        lines += facts.held_out.lines()
     if empty := int((counts == 0).sum()):
         lines.append(f"warning: {empty:,} classes have no sample and will not be learned")
     if job.pace.compile_model:
@@ -267,7 +274,13 @@ def resume_command(job: Job, world: World) -> str:
 
 def _checkpoint_of(run: RunDirectory, job: Job) -> Checkpoint | None:
     """The checkpoint to go on from; None where the run was killed before its first. Refuses another recipe."""
-    saved = recipe_from_table(run.read_info()["recipe"])
+    info = run.read_info()
+    if (before := info.get("holdout")) != (now := job.data.holdout):
+        raise RecipeError(
+            f"holdout: the run in {run.path} has {before}, asked for was {now}: samples that it learned would be "
+            "validated on; resume without changes, or start a new run with another --out"
+        )
+    saved = recipe_from_table(info["recipe"])
     if difference := first_difference(to_table(saved), to_table(job.recipe)):
         key, before, now = difference
         raise RecipeError(
@@ -315,7 +328,7 @@ def _training_data(job: Job, world: World, facts: Facts, metrics: MetricsServer 
 
     return TrainingData(
         open_phase=open_phase,
-        open_validation=(lambda: _open_validation(job, world, facts)) if job.data.val else None,
+        open_validation=(lambda: _open_validation(job, world, facts)) if job.data.validates else None,
         samples=facts.samples,
         classes=facts.classes,
         manifest_digest=facts.manifest_digest,
@@ -325,12 +338,13 @@ def _training_data(job: Job, world: World, facts: Facts, metrics: MetricsServer 
 
 
 def _open_validation(job: Job, world: World, facts: Facts) -> Loader:
-    assert job.data.val is not None
+    shards, exclude = job.data.validated_on()
     return open_validation_loader(
-        job.data.val,
+        shards,
         job.recipe,
         world,
         classes=facts.classes,
+        exclude=exclude,
         engine=job.data.engine,
         threads=job.data.loader_threads,
         bad_budget=job.data.bad_budget,
@@ -360,6 +374,7 @@ def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], fact
         "val": str(job.data.val) if job.data.val else None,
         "truth": str(job.truth) if job.truth else None,
         "exclude": [str(path) for path in job.data.exclude],
+        "holdout": job.data.holdout,
         "manifest_digest": facts.manifest_digest,
         "classes": facts.classes,
         "class_counts": facts.class_counts,

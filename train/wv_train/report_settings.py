@@ -6,7 +6,7 @@ from typing import Any
 from wv_train.report_data import RunData
 from wv_train.report_words import dot, escape, table
 
-_FACTS = ("shards", "val", "exclude", "world_size", "engine_description", "manifest_digest", "parameters")
+_FACTS = ("shards", "val", "exclude", "holdout", "world_size", "engine_description", "manifest_digest", "parameters")
 
 
 def differences(runs: Sequence[RunData]) -> dict[str, tuple[object, ...]]:
