@@ -28,6 +28,7 @@ __all__ = [
     "Batch",
     "DaliOptions",
     "EngineError",
+    "Exclusion",
     "Failure",
     "Loader",
     "LoaderError",
@@ -49,8 +50,14 @@ if TYPE_CHECKING:
     from wv_loader.batch import Batch
     from wv_loader.for_timm import TimmLoader
     from wv_loader.loader import Loader
+    from wv_loader.options import Exclusion
 
-_WITH_TORCH = {"Batch": "wv_loader.batch", "Loader": "wv_loader.loader", "TimmLoader": "wv_loader.for_timm"}
+_WITH_TORCH = {
+    "Batch": "wv_loader.batch",
+    "Exclusion": "wv_loader.options",
+    "Loader": "wv_loader.loader",
+    "TimmLoader": "wv_loader.for_timm",
+}
 
 
 def __getattr__(name: str) -> Any:

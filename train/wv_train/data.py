@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wv_loader import Loader
-from wv_loader.options import Exclusion
+from wv_loader import Exclusion, Loader
 from wv_shards import Dataset, combine
 from wv_train.distributed import World
 from wv_train.errors import ClassMismatchError, TrainError
