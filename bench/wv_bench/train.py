@@ -3,7 +3,8 @@
 Contestants in turns, in one process: steps on a synthetic batch, steps on the loader's batches, each by a bare loop of
 PyTorch and by the trainer of wv-train, and the loader's batches without steps. What the loader's keep of the synthetic
 is what the loader costs; what the trainer keeps of the bare loop is what wv-train costs; what the loader alone has over
-all of them is in reserve. It says nothing about accuracy. `--components` and `--gate-passes` are in files of their own.
+all of them is in reserve. It says nothing about accuracy. `--components`, `--gate-passes` and
+`--gate-loader` are in files of their own.
 """
 
 import os
@@ -21,6 +22,7 @@ from rich.console import Console
 from wv_bench.loader_sides import gpu_of, machine_on, some_cores
 from wv_bench.options import STDOUT, device_option, json_option, write_json
 from wv_bench.train_components import components, print_components
+from wv_bench.train_gate_loader import gate_loader, print_gate_loader
 from wv_bench.train_gate_passes import gate_passes, print_passes
 from wv_bench.train_report import ALONE, OURS_SYNTHETIC, OURS_TRAINED, SYNTHETIC, TRAINED, Row, document, print_table
 from wv_bench.train_step import AMP, bare_step, synthetic_batch
@@ -42,6 +44,7 @@ Examples:
   wv-bench train --device cuda                        what the GPU consumes, without a loader
   wv-bench train shards/train --components --model wv_resnet_16_32_64 --size-px 32 --batch-size 64
   wv-bench train --gate-passes --model wv_resnet_16_32_64,resnet18 --size-px 32 --batch-size 64 --steps 5
+  wv-bench train shards/train --gate-loader --model wv_resnet_16_32_64 --size-px 32 --batch-size 64 --steps 20
   torchrun --nproc-per-node 2 -m wv_bench.cli train --components --model resnet18 --size-px 32 --batch-size 64
 """
 
@@ -61,6 +64,12 @@ Examples:
     "what",
     flag_value="gate-passes",
     help="Instead: a gated step in one pass, in two and by the past; --model takes several, with commas.",
+)
+@click.option(
+    "--gate-loader",
+    "what",
+    flag_value="gate-loader",
+    help="Instead: a gated step on all samples, and on what is left where the loader skips a part; needs SHARDS.",
 )
 @click.option("--malloc-as-is", "as_is", is_flag=True, help="On a CPU: the C library's memory as it is by default.")
 @click.option("--classes", type=click.IntRange(2), help="Without SHARDS. Default: 1000.")
@@ -109,6 +118,8 @@ def command(
             notes = [*notes, "freed memory is kept, as wv-train has it; the bare loop has it too"]
         about = machine_on(device, gpu)
         opened = None
+        if shards is None and what == "gate-loader":
+            raise click.UsageError("--gate-loader: expected SHARDS, found none")
         if shards is not None and what != "gate-passes":
             given = {"hw_decoder_load": hw_decoder_load, "region": region}
             dali: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -148,6 +159,9 @@ def command(
                 result = components(subject, world, batches, clock, repeats=repeats)
             elif what == "gate-passes":
                 result = gate_passes(subject, model.split(","), clock, repeats=repeats)
+            elif what == "gate-loader":
+                assert opened is not None
+                result = gate_loader(subject, opened, clock, repeats=repeats)
             else:
                 with tempfile.TemporaryDirectory(prefix="wv-bench-") as work:
                     rows = _take_turns(subject, opened, batches, clock, repeats, Path(work))
@@ -162,6 +176,8 @@ def command(
         print_components(console, result)
     elif what == "gate-passes":
         print_passes(console, result)
+    elif what == "gate-loader":
+        print_gate_loader(console, result)
     else:
         print_table(console, result)
 

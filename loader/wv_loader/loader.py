@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wv_loader.augment import CENTRE, Augment, eval_crops, train_crops, train_effects
 from wv_loader.batch import Batch
-from wv_loader.checks import one_path, whole
+from wv_loader.checks import one_path, refuse, whole
 from wv_loader.dali_options import DaliOptions
 from wv_loader.deliver import Delivery, Transform, batch_seed, find_device
 from wv_loader.engine import is_dali, make_engine
@@ -201,6 +201,7 @@ class Loader:
         log = None if quarantine is None else one_path("quarantine", quarantine)
         self._faults = Faults(self.dataset, self.stats, budget=options.bad_budget, quarantine=log)
         self._epoch = 0
+        self._skip: NDArray[np.bool_] | None = None  # of this epoch
         self._position = 0
         self._keep_position = False
         self._through = False
@@ -250,12 +251,29 @@ class Loader:
 
     # -- position ---------------------------------------------------------------------------------------------------
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; right after `load_state_dict` of that very epoch, stay at its position."""
+    def set_epoch(self, epoch: int, *, skip: NDArray[np.bool_] | None = None) -> None:
+        """Go to the start of an epoch; right after `load_state_dict` of that very epoch, stay at its position.
+
+        Args:
+            epoch: from 0.
+            skip: (N,) samples that this epoch leaves out, alike on all ranks: they are neither read nor decoded, and
+                what is left is shown as often, and in later epochs as, it would have been. So other exclusions can hold
+                in every epoch, without opening the data set anew; it is the caller who keeps them for a resume.
+
+        Raises:
+            OptionError: no such epoch; not a mask; not for training.
+            StateMismatchError: another `skip` than the loaded state's.
+        """
         epoch = whole("epoch", epoch, 0, self.options.last_epoch)
+        skip = self._skippable(skip)
         self._loops.end()
         if not (self._keep_position and epoch == self._epoch):
-            self._epoch, self._position = epoch, 0
+            self._epoch, self._position, self._skip = epoch, 0, skip
+        elif digest_of(skip) != digest_of(self._skip):
+            raise StateMismatchError(
+                f"set_epoch({epoch}): expected the skip that load_state_dict was given, found another; give both the "
+                "mask that the state was saved with"
+            )
         self._keep_position = self._through = False
 
     def __len__(self) -> int:
@@ -267,30 +285,52 @@ class Loader:
         """L, shows of the current epoch on all ranks."""
         return self._current_plan().samples
 
+    def left_out(self) -> NDArray[np.int64]:
+        """(n,) ordinals of the current epoch's shows that `skip` takes away, on all ranks: one as often as it would
+        have been shown."""
+        plan = self._current_plan()
+        return plan.left_out() if isinstance(plan, EpochPlan) else np.zeros(0, dtype=np.int64)
+
     def state_dict(self) -> dict[str, Any]:
         """Position and everything that decides the plan; small and JSON-able.
 
         Within a loop over the loader, the batch in hand counts as done.
         """
-        return make_state(self._identity(), self._epoch, self._position)
+        return make_state(self._identity(self._skip), self._epoch, self._position)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, skip: NDArray[np.bool_] | None = None) -> None:
         """Go to a saved position; the same batches follow, on any number of ranks that divides the streams.
 
+        Args:
+            state: from `state_dict`.
+            skip: what `set_epoch` was given for the state's epoch; the state holds its digest.
+
         Raises:
+            OptionError: `skip` is not a mask.
             StateMismatchError: the state belongs to another plan; the message names what differs.
         """
-        epoch, done = position_of(state, self._identity(), last_epoch=self.options.last_epoch)
-        batches = self._plan_of(epoch).batches
+        skip = self._skippable(skip)
+        epoch, done = position_of(state, self._identity(skip), last_epoch=self.options.last_epoch)
+        batches = self._plan_of(epoch, skip).batches
         if done > batches:
             raise StateMismatchError(f"not a state of this loader: batch {done} of epoch {epoch}, which has {batches}")
         self._loops.end()
-        self._epoch, self._position = epoch, done
+        self._epoch, self._position, self._skip = epoch, done, skip
         self._keep_position, self._through = True, False
 
-    def _identity(self) -> dict[str, Any]:
+    def _skippable(self, skip: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """A copy of a mask; None where it leaves nothing out."""
+        if skip is None:
+            return None
+        if not self.train or skip.dtype != np.bool_ or skip.shape != (self.num_samples,):
+            found = f"{skip.dtype} of shape {skip.shape}" if self.train else "one with train=False"
+            raise refuse("skip", f"with train=True an array of bool, ({self.num_samples},)", found)
+        return skip.copy() if skip.any() else None
+
+    def _identity(self, skip: NDArray[np.bool_] | None) -> dict[str, Any]:
         """Everything that decides which samples come in which order; nothing that a change of ranks changes."""
-        return {
+        of_epoch = {} if skip is None else {"skip": digest_of(skip)}  # states without it are as they always were
+        return of_epoch | {
             "plan_version": PLAN_VERSION,
             "manifest_digest": self.manifest_digest,
             "exclusions": self._exclusions,
@@ -305,13 +345,13 @@ class Loader:
         }
 
     def _current_plan(self) -> EpochPlan | SequentialPlan:
-        return self._plan_of(self._epoch)
+        return self._plan_of(self._epoch, self._skip)
 
-    def _plan_of(self, epoch: int) -> EpochPlan | SequentialPlan:
+    def _plan_of(self, epoch: int, skip: NDArray[np.bool_] | None) -> EpochPlan | SequentialPlan:
         if self._sequential is not None:
             return self._sequential
-        if self._planned is None or self._planned.epoch != epoch:
-            self._planned = self.plan.epoch(epoch)
+        if self._planned is None or self._planned.epoch != epoch or self._planned.skip is not skip:
+            self._planned = self.plan.epoch(epoch, skip)
         return self._planned
 
     # -- iteration --------------------------------------------------------------------------------------------------
@@ -388,7 +428,7 @@ class Loader:
     def _close_epoch(self) -> None:
         """The next epoch follows where all batches of this one were taken."""
         if self._through:
-            self._epoch, self._position, self._through = self._epoch + 1, 0, False
+            self._epoch, self._position, self._skip, self._through = self._epoch + 1, 0, None, False
 
     def close(self) -> None:
         """Close the shards' files and end the worker processes. Both are opened anew when they are needed."""

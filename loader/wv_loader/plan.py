@@ -140,20 +140,25 @@ class Plan:
         numbers = np.arange(len(runs)) + np.repeat(before - (np.cumsum(visits) - visits), visits)
         return runs, numbers
 
-    def epoch(self, epoch: int) -> "EpochPlan":
-        """Plan one epoch: its visits, their shows, and the line that they form."""
+    def epoch(self, epoch: int, skip: NDArray[np.bool_] | None = None) -> "EpochPlan":
+        """Plan one epoch: its visits, their shows, and the line that they form.
+
+        skip: (N,) samples that this epoch leaves out. Rates and visits are those of an epoch that shows them, so that
+        all others are shown as often as they would have been, and later epochs are what they were.
+        """
         runs, numbers = self.visits(epoch)
         order = self._line_order(epoch, runs)
         runs, numbers = runs[order], numbers[order]
-        return EpochPlan(self, epoch, runs, numbers, self._count_shows(epoch, runs, numbers))
+        return EpochPlan(self, epoch, runs, numbers, self._count_shows(epoch, runs, numbers, skip), skip)
 
-    def shown(self, epoch: int, runs: I64, numbers: I64) -> tuple[I64, I64]:
+    def shown(self, epoch: int, runs: I64, numbers: I64, skip: NDArray[np.bool_] | None = None) -> tuple[I64, I64]:
         """Samples that visits show, after thinning and exclusions.
 
         Args:
             epoch: whose rates apply.
             runs: (M,) run of each visit.
             numbers: (M,) g: how many visits the run had before, in all epochs.
+            skip: (N,) samples that the epoch leaves out, see `epoch`.
 
         Returns:
             (n,) ordinals, visit by visit; (n,) the visit, 0 … M−1, that each belongs to.
@@ -176,6 +181,8 @@ class Plan:
             keep[thinned] = ((g + 1) * q + phase) >> 32 > (g * q + phase) >> 32
         if self.layout.excluded is not None:
             keep &= ~self.layout.excluded[ordinals]
+        if skip is not None:
+            keep &= ~skip[ordinals]
         return ordinals[keep], visit[keep]
 
     def _balance(self, epoch: int) -> float:
@@ -234,13 +241,13 @@ class Plan:
         stream = np.arange(len(runs)) % self.options.resolved_streams
         return in_time[np.argsort(stream, kind="stable")]
 
-    def _count_shows(self, epoch: int, runs: I64, numbers: I64) -> I64:
+    def _count_shows(self, epoch: int, runs: I64, numbers: I64, skip: NDArray[np.bool_] | None) -> I64:
         lengths = self.run_starts[runs + 1] - self.run_starts[runs]
-        if self.layout.excluded is None and (self.class_rates(epoch) == ONE).all():
+        if self.layout.excluded is None and skip is None and (self.class_rates(epoch) == ONE).all():
             return lengths
         counts = np.zeros(len(runs), dtype=np.int64)
         for start, stop in chunks_of(lengths):
-            _, visit = self.shown(epoch, runs[start:stop], numbers[start:stop])
+            _, visit = self.shown(epoch, runs[start:stop], numbers[start:stop], skip)
             counts[start:stop] = np.bincount(visit, minlength=stop - start)
         return counts
 
@@ -252,9 +259,13 @@ Window = tuple[I64, int, int]
 class EpochPlan:
     """One epoch, ready to be asked for any batch, by any thread."""
 
-    def __init__(self, plan: Plan, epoch: int, runs: I64, numbers: I64, shows: I64) -> None:
+    def __init__(
+        self, plan: Plan, epoch: int, runs: I64, numbers: I64, shows: I64, skip: NDArray[np.bool_] | None = None
+    ) -> None:
         self.plan = plan
         self.epoch = epoch
+        self.skip = skip
+        """(N,) samples that are left out; None: none."""
         self.visit_runs = runs
         """(M,) run of each visit, in the line's order."""
         self.visit_numbers = numbers
@@ -272,6 +283,16 @@ class EpochPlan:
         """(V + 1,) place of each stream's first show on the line, then L."""
         self._lengths: list[int] = np.diff(self.stream_starts).tolist()
         self._held: list[tuple[Window, ...]] = [()] * streams
+
+    def left_out(self) -> I64:
+        """(n,) ordinals of the shows that `skip` takes away: a sample as often as it would have been shown."""
+        if self.skip is None:
+            return np.zeros(0, dtype=np.int64)
+        found = []
+        for start, stop in chunks_of(np.diff(self.plan.run_starts)[self.visit_runs]):
+            runs, numbers = self.visit_runs[start:stop], self.visit_numbers[start:stop]
+            found.append(self.plan.shown(self.epoch, runs, numbers, ~self.skip)[0])
+        return np.concatenate(found)
 
     def batch(self, number: int, streams: range) -> I64:
         """Ordinals of a batch, for a range of streams.
@@ -354,7 +375,7 @@ class EpochPlan:
         visits_each = np.searchsorted(self.line, stops, side="left") - heads
         window = np.repeat(np.arange(len(of)), visits_each)
         visits = np.arange(len(window)) - np.repeat(np.cumsum(visits_each) - visits_each - heads, visits_each)
-        ordinals, visit = self.plan.shown(self.epoch, self.visit_runs[visits], self.visit_numbers[visits])
+        ordinals, visit = self.plan.shown(self.epoch, self.visit_runs[visits], self.visit_numbers[visits], self.skip)
         window = window[visit]
         # A visit at a border is listed with both windows; each takes its own part.
         before = np.concatenate([[0], np.cumsum(self.visit_shows[visits])[:-1]])

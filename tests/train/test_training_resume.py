@@ -26,7 +26,7 @@ from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
 from wv_train.trained import load_trained
 
-TIMES = ("images_per_s", "images_per_s_without_wait", "wait_s")
+TIMES = ("images_per_s", "images_per_s_without_wait", "kept_images_per_s", "wait_s")
 
 # 15 base steps, 12 gated steps, at most 40 (a plateau ends it), 6 to fine-tune.
 PLATEAU = {

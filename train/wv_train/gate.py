@@ -83,6 +83,17 @@ class GateConfig:
     revisit_fraction: float = 0.1
     """Of `label_past`: share of the gated samples that are looked at all the same, without teaching: else nothing could
     change the verdict on them."""
+    skip_visits: int = 0
+    """Leave out of an epoch, unread and undecoded, samples that were far under the gate at so many visits in a row, the
+    last ones; 0: none. The verdict is frozen for the epoch and written to RUN/skipped, an overlay of kind `exclude`;
+    the ledger counts a skipped visit as gated. With `unit = "share"` what is skipped counts as a part of the share. It
+    has no part in the loss's denominator, so a step holds more samples that teach. Epochs get shorter, and a phase of
+    so many steps has more of them."""
+    skip_margin: float = 0.5
+    """Far under the gate, for `skip_visits`: the confidence is below this fraction of that at which the gate cuts."""
+    skip_revisit_fraction: float = 0.1
+    """Share of the samples to be skipped that an epoch shows all the same, others in each: else nothing could change
+    the verdict on them."""
 
     def __post_init__(self) -> None:
         _check_thresholds(self.start, self.end, most=1.0 if self.kind == "agreement" else math.nextafter(1.0, 0.0))
@@ -90,7 +101,13 @@ class GateConfig:
             raise FieldError("lowered_by", "a fraction in (0, 1]", self.lowered_by)
         if self.levels < 1:
             raise FieldError("levels", "1 or more", self.levels)
-        for key in ("min_kept_fraction", "revisit_fraction"):
+        if not 0 <= self.skip_visits <= 255:
+            raise FieldError("skip_visits", "0 to 255", self.skip_visits)
+        if self.skip_visits and not self.min_kept_fraction:
+            raise FieldError("min_kept_fraction", "more than 0 with skip_visits, so that no class is lost", 0.0)
+        if not 0.0 < self.skip_margin <= 1.0:
+            raise FieldError("skip_margin", "a fraction in (0, 1]", self.skip_margin)
+        for key in ("min_kept_fraction", "revisit_fraction", "skip_revisit_fraction"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise FieldError(key, "a fraction in [0, 1)", getattr(self, key))
         if self.unit == "share" and self.start >= 1.0:

@@ -20,11 +20,13 @@ class ClassGuard:
     def __init__(self, classes: int) -> None:
         self._kept_share: NDArray[np.float64] = np.ones(classes)
         self._mean_held: NDArray[np.float64] = np.zeros(classes)
+        self.shown_share: NDArray[np.float64] = np.ones(classes)
+        """(K,) of each class's visits; the loader leaves the others out, which counts as not kept. Not in the state."""
 
     def limits(self, min_kept_fraction: float) -> NDArray[np.float64] | None:
         """Confidence from which each class passes whatever the threshold says, (K,), infinite where the guard does
         nothing; None where it does nothing for any."""
-        short = self._kept_share < min_kept_fraction
+        short = self._kept_share * self.shown_share < min_kept_fraction
         return np.where(short, self._mean_held, np.inf) if short.any() else None
 
     def update(self, labels: NDArray[np.int64], held: NDArray[np.float64], keep: NDArray[np.bool_]) -> None:

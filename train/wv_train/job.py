@@ -253,6 +253,8 @@ def _phase_line(plan: PhasePlan) -> str:
         unit = "a share of " if gate.unit == "share" else ""
         parts.append(f"gate {gate.kind} {unit}{gate.start:g} to {gate.end:g} ({gate.schedule})")
         parts.append("loss over the kept" if phase.denominator == "kept" else "loss over all")
+        if gate.skip_visits:
+            parts.append(f"not read after {gate.skip_visits} visits far under it")
     return f"phase {phase.name}: {', '.join(parts)}"
 
 

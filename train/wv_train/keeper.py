@@ -106,12 +106,13 @@ class CheckpointKeeper:
         others = [file for file in self._best if file.step != step]
         self._best = sorted([*others, BestFile(step, score)], key=lambda file: (-file.score, file.step))
         self._best = self._best[: self._keep_best]
+        own = {name: value for name, value in checkpoint.trainer.items() if name != "skipping"}  # a byte per sample
         light = replace(
             checkpoint,
             optimizer={},
             scaler={},
             ledger=torch.empty(0, dtype=torch.uint8),
-            trainer={**checkpoint.trainer, "best": [], "score": score},
+            trainer={**own, "best": [], "score": score},
         )
         light = self._frozen(light)
         path = self._path(BestFile(step, score))

@@ -31,11 +31,13 @@ class Meter:
         self._busy_s += time.perf_counter() - self._since
 
     def speed(self, waited_s: float) -> dict[str, float]:
-        """Images a second with and without the wait, and the wait in seconds; waited_s as in `begin`."""
+        """Images a second with and without the wait, those of them that taught, and the wait in seconds; waited_s as
+        in `begin`."""
         waited = waited_s - self._waited_before
         worked = self._busy_s - waited
         return {
             "images_per_s": self.totals.samples / self._busy_s if self._busy_s > 0 else 0.0,
             "images_per_s_without_wait": self.totals.samples / worked if worked > 0 else 0.0,
+            "kept_images_per_s": self.totals.kept / self._busy_s if self._busy_s > 0 else 0.0,
             "wait_s": waited,
         }

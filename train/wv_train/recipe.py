@@ -71,7 +71,8 @@ class Phase:
     steps: int | None = None
     """Length in optimiser steps. Exactly one of `steps`, `epochs` and `until` is given."""
     epochs: int | None = None
-    """Length in multiples of the phase's first epoch, in global batches."""
+    """Length in multiples of the phase's first epoch, in global batches: a number of steps. Where the gate skips
+    samples epochs get shorter, and more of them fit in."""
     until: Literal["plateau"] | None = None
     """End when the loss is stable (see `plateau`), after `max_steps` at the latest."""
     max_steps: int | None = None

@@ -28,6 +28,7 @@ class RunDirectory:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
         self.ledger = path / "ledger"
+        self.skipped = path / "skipped"
         self.eval_json = path / "eval.json"
         self.tensorboard = path / "tensorboard"
         self.quarantine = path / "quarantine.jsonl"

@@ -31,6 +31,7 @@ from wv_train.ledger import Ledger
 from wv_train.lesson import Lesson
 from wv_train.losses import gated_loss
 from wv_train.mixup import Mix
+from wv_train.skipping import Skipping
 from wv_train.totals import Totals
 
 _SIZES = 16
@@ -77,6 +78,7 @@ class TrainStep:
         average: WeightAverage | None = None,
         bands: NDArray[np.int64] | None = None,
         right: NDArray[np.int8] | None = None,
+        skipping: Skipping | None = None,
     ) -> None:
         """Put a step together.
 
@@ -90,11 +92,12 @@ class TrainStep:
             average: follows the weights.
             bands: (K,) number of each class's band, to count kept samples by.
             right: (N,) of each sample's label: 1 right, 0 wrong, −1 unknown; to count the gate's precision.
+            skipping: is told of what the gate holds far under it.
         """
         self.learner, self.optimizer, self.ledger, self.guard = learner, optimizer, ledger, guard
         self.average = average
         self._world, self._seed, self._clip_norm = learner.world, seed, clip_norm
-        self._bands, self._right = bands, right
+        self._bands, self._right, self._skipping = bands, right, skipping
         self._band_count = 0 if bands is None else int(bands.max()) + 1
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.grad_norm_sum = torch.zeros((), device=self._world.device)
@@ -123,6 +126,10 @@ class TrainStep:
         finite, moves = host.finite, host.moves
         if finite:
             self._enter(host, gated=gate is not None)
+            if self._skipping is not None and gate is not None:
+                self._skipping.note(
+                    host.ordinals, host.column("held"), host.keep, gate=gate, threshold=setting.threshold
+                )
             if moves:
                 self._move(divisor)
         return StepResult(

@@ -36,6 +36,7 @@ from wv_train.progress import RunLog
 from wv_train.recipe import Phase, Recipe
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped, StopSignals
+from wv_train.skipping import Skipping
 from wv_train.step import Place, StepResult, TrainStep
 from wv_train.table import to_table
 from wv_train.totals import Totals, train_row
@@ -94,6 +95,8 @@ class Trainer:
         self._learner = Learner(
             model, world=world, amp=recipe.amp, micro_batch=pace.micro_batch, compile_model=pace.compile_model
         )
+        skips = any(phase.gate is not None and phase.gate.skip_visits for phase in recipe.phases)
+        self._skipping = Skipping(data.samples, recipe.seed) if skips else None
         self._bands = sorted(set(data.bands), key=lambda band: (band is not None, band))
         self._step = TrainStep(
             learner=self._learner,
@@ -105,6 +108,7 @@ class Trainer:
             average=self._average,
             bands=np.array([self._bands.index(band) for band in data.bands]),
             right=data.right,
+            skipping=self._skipping,
         )
         self._plateau = PlateauDetector(recipe.phases[0].plateau)
         self._meter = Meter()
@@ -148,6 +152,8 @@ class Trainer:
         self._passes.load_state(own["passes"])
         self._nonfinite = [NonFiniteBatch(step=step, ordinals=ordinals) for step, ordinals in own["nonfinite"]]
         self._step.grad_norm_sum.fill_(own["grad_norm_sum"])
+        if self._skipping is not None:
+            self._skipping.load_state(own["skipping"])
         if self._average is not None and checkpoint.ema is not None:
             self._average.load_state(checkpoint.ema, own["ema_updates"])
 
@@ -158,6 +164,7 @@ class Trainer:
             "nonfinite": [(batch.step, batch.ordinals) for batch in self._nonfinite],
             "grad_norm_sum": float(self._step.grad_norm_sum),
             "ema_updates": self._average.updates if self._average else 0,
+            **({"skipping": self._skipping.state()} if self._skipping else {}),
         }
 
     def _train_phase(self, plan: PhasePlan) -> None:
@@ -178,10 +185,10 @@ class Trainer:
             if self._loader_state is None:
                 self._event("start")
             else:
-                loader.load_state_dict(self._loader_state)
+                loader.load_state_dict(self._loader_state, skip=self._skipping.mask if self._skipping else None)
             self._meter.opened(loader.stats.wait_seconds_total)
             while not self._phase_done(plan):
-                loader.set_epoch(self.position.epoch)
+                self._begin_epoch(plan, loader)
                 epoch, before = self.position.epoch, loader.stats.snapshot()
                 self._train_epoch(plan, loader, setting)
                 self._log_loading(plan.phase, epoch, loader.stats.since(before))
@@ -193,9 +200,41 @@ class Trainer:
         self.position.phase_step = self.position.epoch = self.position.epoch_step = 0
         self._loader_state = None
         self._passes = PassChoice()
+        if self._skipping is not None:
+            self._skipping.begin_phase()
+            self._guard.shown_share[:] = 1.0
         if self.position.phase < len(self.plans):
             self._plateau = PlateauDetector(self.plans[self.position.phase].phase.plateau)
         self._save()
+
+    def _begin_epoch(self, plan: PhasePlan, loader: Loader) -> None:
+        """Go to the position's epoch, without what the gate has long held far under it; in the middle of one, on."""
+        gate, position, skipping = plan.phase.gate, self.position, self._skipping
+        if skipping is None or gate is None or not gate.skip_visits:
+            loader.set_epoch(position.epoch)
+            return
+        labels, counts = loader.labels, loader.class_counts
+        begins = position.epoch_step == 0
+        if begins:
+            now = gate.over(plan.steps).threshold(position.phase_step)
+            skipping.choose(
+                *(self.ledger, gate),
+                threshold=now,
+                labels=labels,
+                class_counts=counts,
+                phase=position.phase,
+                epoch=position.epoch,
+            )
+        loader.set_epoch(position.epoch, skip=skipping.mask)
+        left_out = loader.left_out()
+        row = skipping.opened(left_out, loader.epoch_samples, self.data.right)
+        self._guard.shown_share = skipping.shown_share(labels, counts)
+        if begins:
+            self.ledger.skip(left_out)
+            self._write({"kind": "skip", **self._where(plan.phase), **row})
+        if self._log:
+            info = {"phase": plan.phase.name, "epoch": position.epoch, "step": position.step}
+            skipping.save(self._run.skipped, self.data.manifest_digest, info)
 
     def _train_epoch(self, plan: PhasePlan, loader: Loader, setting: StepSetting) -> None:
         """The rest of an epoch, or of the phase if that is shorter."""
@@ -230,9 +269,12 @@ class Trainer:
     def _train_batch(self, plan: PhasePlan, batch: Batch, setting: StepSetting) -> StepResult:
         phase, step = plan.phase, self.position.phase_step
         set_learning_rate(self._optimizer, phase, learning_rate(phase, step, plan.steps))
+        threshold = phase.gate.over(plan.steps).threshold(step) if phase.gate else 0.0
+        if phase.gate and self._skipping:
+            threshold = self._skipping.threshold(phase.gate, threshold)
         now = replace(
             setting,
-            threshold=phase.gate.over(plan.steps).threshold(step) if phase.gate else 0.0,
+            threshold=threshold,
             two_passes=self._passes.two(phase.gate),
         )
         place = Place(phase=self.position.phase, step=self.position.step)
