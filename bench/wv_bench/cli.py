@@ -23,6 +23,7 @@ COMMANDS = {
     "ingest-plan": ("wv_bench.ingest_plan", "planning at WebVision's size: time, memory, bytes of index"),
     "loader": ("wv_bench.loader", "the loader against other loaders and the bare decoder"),
     "loader-sweep": ("wv_bench.loader_sweep", "settings of our loader against one another, on the CPU or a GPU"),
+    "methods": ("wv_bench.methods", "noise-robust training: the gate and its rivals under one budget"),
     "plan": ("wv_bench.plan", "the epoch plan: exposures, shuffling, time and memory"),
     "train": ("wv_bench.train", "training steps on images that lie ready, and on those of the loader"),
 }

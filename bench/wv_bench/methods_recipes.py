@@ -1,0 +1,317 @@
+"""The methods that `wv-bench methods` compares: each a name, and a function from a budget to a recipe's text.
+
+All have the same network, augmentation, batch and number of optimiser steps, and a moving average of the weights beside
+the weights; what differs is written here. `VALUES` is the one place of the methods' numbers. Runs nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+PEAK_LR = 0.05
+"""Of a batch of 128; scaled linearly with the batch (Goyal et al., 2017)."""
+LR_BATCH = 128
+WARMUP_FRACTION = 0.04
+"""Of all steps: a hundred where there are 2,400."""
+EMA_DECAY = 0.995
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What all methods of a comparison share."""
+
+    images: int
+    """Training samples that an epoch is counted by."""
+    epochs: int
+    batch_size: int = 128
+    model: str = "wv_resnet_16_32_64"
+    size_px: int = 32
+    skewed: bool = False
+    """Whether the classes' sizes differ: Sun et al.'s method then has its class weights."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a run."""
+        return max(20, round(self.images * self.epochs / self.batch_size))
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return PEAK_LR * self.batch_size / LR_BATCH
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Values:
+    """The methods' own numbers. They are chosen by `--tune`, on held-out samples with noisy labels."""
+
+    base_fraction: float = 0.4
+    """Share of the steps before a gate."""
+    finetune_fraction: float = 0.05
+    """Share of the steps after it."""
+    finetune_lr: float = 0.0005
+    """Of a batch of 128; the backbone's is a tenth of it."""
+    gate_kind: str = "label_average"
+    gate_unit: str = "share"
+    gate_start: float = 0.35
+    gate_end: float = 0.3
+    gate_denominator: str = "kept"
+    sun_start: float = 0.3
+    """Threshold on the top-1 confidence after the plateau; it ends at 0."""
+    agreement: float = 0.9
+    """Least ratio of the label's confidence to the largest."""
+    label_smoothing: float = 0.4
+    mixup_alpha: float = 1.0
+    gce_q: float = 0.7
+    sce_alpha: float = 0.1
+    sce_beta: float = 1.0
+    sce_log_zero: float = -4.0
+    elr_lambda: float = 3.0
+    elr_beta: float = 0.7
+    teacher_label_share: float = 0.5
+    """λ of Li et al., 2017: the given label's share of the target."""
+    balance: float = 0.5
+    """τ of the rebalanced recipes."""
+    weights: str = "sqrt"
+    """Class weights beside it."""
+
+    def changed(self) -> str:
+        """What differs from the defaults, as `name=value` with commas between; empty: nothing."""
+        pairs = ((one.name, getattr(self, one.name), one.default) for one in fields(self))
+        return ",".join(f"{name}={value}" for name, value, default in pairs if value != default)
+
+
+VALUES = Values()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One contestant."""
+
+    name: str
+    about: str
+    """For the table's legend: what it is, and whose."""
+    recipe: Callable[[Budget, Values], str]
+    """The recipe's text, TOML."""
+    base: str | None = None
+    """Method whose finished run of the same seed this one starts from; its cost counts."""
+    annotate: tuple[tuple[str, ...], ...] = ()
+    """Arguments of `wv-annotate`, one command each, before the training; `{base}` is the base's run, `{overlays}` the
+    folder of the overlays."""
+    for_skew: bool = False
+    """Means something only where classes differ in size."""
+
+
+def _text(budget: Budget, *phases: str) -> str:
+    """A recipe of these phases."""
+    top = (
+        f'model = "{budget.model}"',
+        f"batch_size = {budget.batch_size}",
+        f"size_px = {budget.size_px}",
+        f"ema_decay = {EMA_DECAY}",
+        "validate_every_epochs = 0",
+        "log_every_steps = 20",
+        "",
+        "[augment]",
+        "crop_scale = [0.85, 1.0]",
+        "crop_ratio = [0.9, 1.1]",
+        "eval_crop_fraction = 1.0",
+    )
+    return "\n".join(top) + "\n" + "".join(phases)
+
+
+def _phase(
+    name: str, steps: int, *keys: str, lr: float, schedule: str = "cosine", warmup: int = 0, tables: Iterable[str] = ()
+) -> str:
+    """A phase: `keys` are lines of TOML of its own, `tables` those of its tables, heads included."""
+    length = () if any(key.startswith("max_steps") for key in keys) else (f"steps = {steps}",)
+    lines = [
+        *("", "[[phases]]", f'name = "{name}"', *length, f"lr = {lr:g}"),
+        *(() if schedule == "constant" else (f'schedule = "{schedule}"',)),
+        *(() if not warmup else (f"warmup_steps = {warmup}",)),
+        *keys,
+    ]
+    return "\n".join(lines) + "\n" + "".join(f"\n{table}\n" for table in tables)
+
+
+def _whole(budget: Budget, *keys: str, tables: Iterable[str] = ()) -> str:
+    """One phase with a cosine over all steps: plain training, and whatever changes only the loss."""
+    steps = budget.steps
+    return _text(budget, _phase("all", steps, *keys, lr=budget.lr, warmup=_warmup(budget), tables=tables))
+
+
+def _warmup(budget: Budget) -> int:
+    return round(WARMUP_FRACTION * budget.steps)
+
+
+def _split(budget: Budget, values: Values) -> tuple[int, int, int]:
+    """Steps of base, gated, fine-tune."""
+    base = round(values.base_fraction * budget.steps)
+    finetune = round(values.finetune_fraction * budget.steps)
+    return base, budget.steps - base - finetune, finetune
+
+
+def _three(
+    budget: Budget,
+    values: Values,
+    *,
+    base: Iterable[str] = (),
+    gated: Iterable[str] = (),
+    finetune: Iterable[str] = (),
+    gate: str | None,
+) -> str:
+    """base → gated → fine-tune; `base`, `gated`, `finetune`: further keys of each phase."""
+    first, second, third = _split(budget, values)
+    phases = [
+        _phase("base", first, *base, lr=budget.lr, schedule="constant", warmup=_warmup(budget)),
+        _phase("gated", second, *gated, lr=budget.lr, tables=() if gate is None else (gate,)),
+    ]
+    if third:
+        low = values.finetune_lr * budget.batch_size / LR_BATCH
+        phases.append(_phase("finetune", third, "backbone_factor = 0.1", *finetune, lr=low, schedule="constant"))
+    return _text(budget, *phases)
+
+
+def _gate_table(values: Values) -> str:
+    lines = (
+        "[phases.gate]",
+        f'kind = "{values.gate_kind}"',
+        f'unit = "{values.gate_unit}"',
+        f"start = {values.gate_start}",
+        f"end = {values.gate_end}",
+    )
+    return "\n".join(lines)
+
+
+def _denominator(values: Values) -> str:
+    return f'denominator = "{values.gate_denominator}"'
+
+
+def _ce(budget: Budget, values: Values) -> str:  # noqa: ARG001 - as all methods
+    return _whole(budget)
+
+
+def _ce_phases(budget: Budget, values: Values) -> str:
+    return _three(budget, values, gate=None)
+
+
+def _sun2018(budget: Budget, values: Values) -> str:
+    steps, weights = budget.steps, ('class_weights = "sqrt"',) if budget.skewed else ()
+    longest, finetune = round(0.5 * steps), round(values.finetune_fraction * steps)
+    plateau = f"[phases.plateau]\nwindow_steps = {max(1, round(0.05 * steps))}"
+    gate = f'[phases.gate]\nkind = "top1"\nstart = {values.sun_start}\nend = 0.0'
+    until = ('until = "plateau"', f"max_steps = {longest}", *weights)
+    low = values.finetune_lr * budget.batch_size / LR_BATCH
+    return _text(
+        budget,
+        _phase("base", longest, *until, lr=budget.lr, schedule="constant", warmup=_warmup(budget), tables=(plateau,)),
+        _phase("gated", steps - longest - finetune, 'denominator = "all"', *weights, lr=budget.lr, tables=(gate,)),
+        _phase("finetune", finetune, "backbone_factor = 0.1", *weights, lr=low, schedule="constant"),
+    )
+
+
+def _gate(budget: Budget, values: Values) -> str:
+    return _three(budget, values, gated=(_denominator(values),), gate=_gate_table(values))
+
+
+def _agreement(budget: Budget, values: Values) -> str:
+    gate = f'[phases.gate]\nkind = "agreement"\nstart = {values.agreement}\nend = {values.agreement}'
+    return _three(budget, values, gated=(_denominator(values),), gate=gate)
+
+
+def _label_smoothing(budget: Budget, values: Values) -> str:
+    return _whole(budget, f"label_smoothing = {values.label_smoothing}")
+
+
+def _mixup(budget: Budget, values: Values) -> str:
+    return _whole(budget, f"mixup_alpha = {values.mixup_alpha}")
+
+
+def _mixup_gate(budget: Budget, values: Values) -> str:
+    mixed = f"mixup_alpha = {values.mixup_alpha}"
+    return _three(budget, values, base=(mixed,), gated=(mixed, _denominator(values)), gate=_gate_table(values))
+
+
+def _gce(budget: Budget, values: Values) -> str:
+    return _whole(budget, tables=(f'[phases.loss]\nkind = "gce"\nq = {values.gce_q}',))
+
+
+def _sce(budget: Budget, values: Values) -> str:
+    lines = (f"alpha = {values.sce_alpha}", f"beta = {values.sce_beta}", f"log_zero = {values.sce_log_zero}")
+    return _whole(budget, tables=("\n".join(('[phases.loss]\nkind = "sce"', *lines)),))
+
+
+def _elr(budget: Budget, values: Values) -> str:
+    lines = (f"elr_lambda = {values.elr_lambda}", f"elr_beta = {values.elr_beta}")
+    return _whole(budget, tables=("\n".join(('[phases.loss]\nkind = "elr"', *lines)),))
+
+
+def _weights(budget: Budget, values: Values) -> str:
+    return _whole(budget, f'class_weights = "{values.weights}"')
+
+
+def _balance(budget: Budget, values: Values) -> str:
+    return _whole(budget, f"balance = {values.balance}")
+
+
+def _rebalanced(values: Values) -> tuple[str, str]:
+    return f"balance = {values.balance}", f'class_weights = "{values.weights}"'
+
+
+def _balanced(budget: Budget, values: Values) -> str:
+    return _whole(budget, *_rebalanced(values))
+
+
+def _adjusted(budget: Budget, values: Values) -> str:  # noqa: ARG001 - as all methods
+    return _whole(budget, 'logit_prior = "adjusted"')
+
+
+def _balanced_gate(budget: Budget, values: Values) -> str:
+    both = _rebalanced(values)
+    return _three(
+        budget, values, base=both, gated=(*both, _denominator(values)), finetune=both, gate=_gate_table(values)
+    )
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method(name="ce", about="cross-entropy, plain", recipe=_ce),
+        Method(
+            name="ce_phases", about="cross-entropy over the phases and rates of `gate`: its control", recipe=_ce_phases
+        ),
+        Method(
+            name="sun2018",
+            about="Sun et al., 2018, as written: top-1 threshold after the plateau, lowered to 0, then fine-tuning",
+            recipe=_sun2018,
+        ),
+        Method(
+            name="gate",
+            about="our gate: the label's confidence averaged over visits, a share of each batch",
+            recipe=_gate,
+        ),
+        Method(name="agreement", about="gate where the label is not nearly the prediction", recipe=_agreement),
+        Method(name="label_smoothing", about="label smoothing (Szegedy et al., 2016)", recipe=_label_smoothing),
+        Method(name="mixup", about="mixup (Zhang et al., 2018)", recipe=_mixup),
+        Method(name="gce", about="generalised cross-entropy (Zhang and Sabuncu, 2018)", recipe=_gce),
+        Method(name="sce", about="symmetric cross-entropy (Wang et al., 2019)", recipe=_sce),
+        Method(name="elr", about="early-learning regularisation (Liu et al., 2020)", recipe=_elr),
+        Method(name="mixup_gate", about="our gate, with mixup in base and gated phase", recipe=_mixup_gate),
+        Method(name="weights", about="class weights alone", recipe=_weights, for_skew=True),
+        Method(name="balance", about="sampling by τ alone", recipe=_balance, for_skew=True),
+        Method(name="balanced", about="sampling by τ, and class weights for the rest", recipe=_balanced, for_skew=True),
+        Method(name="adjusted", about="logit adjustment (Menon et al., 2021)", recipe=_adjusted, for_skew=True),
+        Method(
+            name="balanced_gate",
+            about="sampling by τ, class weights and our gate",
+            recipe=_balanced_gate,
+            for_skew=True,
+        ),
+    )
+}
+"""By name, in the table's order."""
+
+GATES = ("gate", "agreement", "mixup_gate")
+RIVALS = ("gce", "sce", "elr", "mixup", "label_smoothing")
+CORE = ("ce", "sun2018", "gate", *RIVALS)
+"""What `--methods core` runs."""
+SKEW_CORE = ("ce", "sun2018", "gate", "weights", "balance", "balanced", "adjusted", "balanced_gate")
+"""The same for sets whose classes differ in size."""
