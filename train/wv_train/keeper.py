@@ -98,7 +98,7 @@ class CheckpointKeeper:
         """Write `best-<step>.pt` if its score is among the best, and link the best as `best.pt`.
 
         For evaluation and export: it holds weights, averaged weights and where the run stood; neither optimiser nor
-        ledger, which would be most of its bytes.
+        ledger nor elr's memory, which would be most of its bytes.
         """
         self.wait()
         if not self.wants(score):
@@ -111,7 +111,7 @@ class CheckpointKeeper:
             optimizer={},
             scaler={},
             ledger=torch.empty(0, dtype=torch.uint8),
-            trainer={**checkpoint.trainer, "best": [], "score": score},
+            trainer={**checkpoint.trainer, "best": [], "score": score, "targets": None},
         )
         light = self._frozen(light)
         path = self._path(BestFile(step, score))
