@@ -19,6 +19,7 @@ from wv_loader import Augment
 from wv_train.dry_run_picture import curves_of, svg_picture
 from wv_train.gate import GateConfig
 from wv_train.recipe import OptimizerConfig, Phase, PlateauConfig, Recipe, load_recipe
+from wv_train.robust_losses import LossConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
 PICTURE = PAGE.with_name("webvision2-sun2018.svg")
@@ -28,6 +29,7 @@ TABLES: dict[str, type[Any]] = {
     "At the top": Recipe,
     "`[[phases]]`": Phase,
     "`[phases.gate]`": GateConfig,
+    "`[phases.loss]`": LossConfig,
     "`[phases.plateau]`": PlateauConfig,
     "`[optimizer]`": OptimizerConfig,
     "`[augment]`": Augment,

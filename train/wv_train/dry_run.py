@@ -24,6 +24,7 @@ from wv_train.ledger import LEDGER_DTYPE
 from wv_train.memory_estimate import ModelBytes, model_bytes
 from wv_train.models import head_parameter_ids
 from wv_train.phase_plan import PhasePlan
+from wv_train.target_memory import target_dtype
 
 _BATCHES_HELD = 5
 """Decoded batches of a rank: three ahead, one in use, one being filled."""
@@ -144,14 +145,17 @@ def _memory_lines(job: Job, world: World, model: nn.Module, facts: Facts) -> Ite
     half = "; float32 here, on a GPU in bf16 or fp16 activations take about half" if dtype is None else ""
     yield f"  for a moment of the backward pass up to half of the activations more{half}"
     ledger = facts.samples * LEDGER_DTYPE.itemsize
+    elr = next((phase.loss for phase in recipe.phases if phase.loss.kind == "elr"), None)
+    targets = facts.samples * target_dtype(len(facts.classes), elr.elr_top_k).itemsize if elr else 0
+    remembered = f", elr's memory {_size(targets)}" if targets else ""
     pixels = _BATCHES_HELD * rank_batch * 3 * recipe.size_px**2
     ahead = job.data.read_ahead_bytes
     ahead = default_read_ahead_bytes() if ahead is None else ahead
     yield (
-        f"memory of a rank beside it: ledger {_size(ledger)}, decoded batches {_size(pixels)}, files read ahead at "
-        f"most {_size(ahead)}"
+        f"memory of a rank beside it: ledger {_size(ledger)}{remembered}, decoded batches {_size(pixels)}, "
+        f"files read ahead at most {_size(ahead)}"
     )
-    yield f"checkpoint: {_size(_checkpoint_bytes(size, ledger))}"
+    yield f"checkpoint: {_size(_checkpoint_bytes(size, ledger + targets))}"
 
 
 def _checkpoint_bytes(size: ModelBytes, ledger: int) -> int:

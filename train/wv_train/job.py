@@ -245,6 +245,8 @@ def _phase_line(plan: PhasePlan) -> str:
     parts += [f"balance {phase.balance:g}", f"class weights {phase.class_weights}"]
     if phase.logit_prior != "none":
         parts.append(f"logit prior {phase.logit_prior}")
+    if phase.loss.kind != "cross_entropy":
+        parts.append(f"loss {phase.loss}")
     if phase.label_smoothing:
         parts.append(f"label smoothing {phase.label_smoothing:g}")
     if phase.mixup_alpha:

@@ -3,8 +3,8 @@
 Works on the device without waiting for it, and the same way on every rank: all of them hold all rows.
 """
 
-from dataclasses import dataclass, fields
-from typing import Literal, Self
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wv_train.gate import GateConfig, confidence, passes
+from wv_train.robust_losses import LossConfig, renewed_targets, robust_losses
 
 COLUMNS = ("ordinal", "label", "label_conf", "top1_conf", "prediction", "held", "weight", "loss", "judged")
 """Of a sample's row, float64 (exact for ordinals below 2^53). ordinal is −1 where the slot is invalid; held is the
-confidence that the gate's threshold is held against; weight the class's, 0 where invalid; loss the cross-entropy;
-judged is 0 where no forward pass has seen the sample (nor then are confidences, prediction and loss anything)."""
+confidence that the gate's threshold is held against; weight the class's, 0 where invalid; loss the phase's;
+judged is 0 where no forward pass has seen the sample (nor then are confidences, prediction and loss anything). Where
+the phase's loss is elr, a sample's new targets stand behind them: 2k columns as in `Slots.targets`."""
 
 _AT = {name: index for index, name in enumerate(COLUMNS)}
 
@@ -39,6 +41,7 @@ class StepSetting:
     """Of this rank: its slots are so many equal stretches, within which mixup finds partners."""
     two_passes: bool = False
     """Whether the gate picks in a pass of its own, see `GateConfig.passes`."""
+    loss: LossConfig = field(default_factory=LossConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +56,16 @@ class Slots:
     label_sum: Tensor
     seen: Tensor
     """float32, the samples' history: see `Ledger.history`; zeros where the gate does not ask for it."""
+    targets: Tensor | None = None
+    """(n, 2k) float32 what elr remembers of them, see `TargetMemory.recall`; None with other losses."""
 
     def at(self, places: slice | Tensor) -> Self:
         """Of some of the slots."""
         if isinstance(places, slice) and places == slice(0, len(self.labels)):
             return self
-        return type(self)(**{item.name: getattr(self, item.name)[places] for item in fields(self)})
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        some: dict[str, Any] = {name: None if value is None else value[places] for name, value in values}
+        return type(self)(**some)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +84,16 @@ class Decision:
 
 def cross_entropy(logits: Tensor, labels: Tensor, setting: StepSetting) -> Tensor:
     """(n,) with gradient, after the phase's prior and label smoothing."""
-    adjusted = logits if setting.prior is None else logits + setting.prior
-    return F.cross_entropy(adjusted, labels, reduction="none", label_smoothing=setting.label_smoothing)
+    return F.cross_entropy(
+        _adjusted(logits, setting), labels, reduction="none", label_smoothing=setting.label_smoothing
+    )
+
+
+def sample_losses(logits: Tensor, slots: Slots, setting: StepSetting) -> Tensor:
+    """(n,) with gradient: the phase's loss of each sample, of logits (n, K) float32."""
+    if setting.loss.kind == "cross_entropy":
+        return cross_entropy(logits, slots.labels, setting)
+    return robust_losses(_adjusted(logits, setting), slots.labels, slots.targets, setting.loss)
 
 
 def judged_rows(logits: Tensor, losses: Tensor, slots: Slots, setting: StepSetting) -> Tensor:
@@ -94,13 +109,18 @@ def judged_rows(logits: Tensor, losses: Tensor, slots: Slots, setting: StepSetti
         seen=slots.seen,
     )
     columns = (slots.ordinals, slots.labels, label_conf, top1_conf, prediction, held)
-    return _stack(*columns, slots.weights, losses.detach(), judged=1.0)
+    rows = _stack(*columns, slots.weights, losses.detach(), judged=1.0)
+    if slots.targets is None:
+        return rows
+    renewed = renewed_targets(_adjusted(logits, setting), slots.targets, setting.loss.elr_beta)
+    return torch.cat([rows, renewed.double()], dim=1)
 
 
 def unjudged_rows(held: Tensor, slots: Slots) -> Tensor:
     """Rows (n, C) of samples that no model has seen; held (n,) is from their history."""
     none = torch.zeros_like(held)
-    return _stack(slots.ordinals, slots.labels, none, none, none, held, slots.weights, none, judged=0.0)
+    rows = _stack(slots.ordinals, slots.labels, none, none, none, held, slots.weights, none, judged=0.0)
+    return rows if slots.targets is None else torch.cat([rows, slots.targets.double()], dim=1)
 
 
 def column(rows: Tensor, name: str) -> Tensor:
@@ -125,6 +145,10 @@ def decide(rows: Tensor, setting: StepSetting, limits: Tensor | None) -> Decisio
     kept_weight = weights.sum()
     whole = kept_weight if setting.denominator == "kept" else weight.sum()
     return Decision(keep=keep, guarded=guarded, weights=weights, denominator=whole.where(kept_weight > 0, 0.0))
+
+
+def _adjusted(logits: Tensor, setting: StepSetting) -> Tensor:
+    return logits if setting.prior is None else logits + setting.prior
 
 
 def _stack(*columns: Tensor, judged: float) -> Tensor:

@@ -98,7 +98,7 @@ class CheckpointKeeper:
         """Write `best-<step>.pt` if its score is among the best, and link the best as `best.pt`.
 
         For evaluation and export: it holds weights, averaged weights and where the run stood; neither optimiser nor
-        ledger, which would be most of its bytes.
+        ledger nor elr's memory, which would be most of its bytes.
         """
         self.wait()
         if not self.wants(score):
@@ -106,7 +106,9 @@ class CheckpointKeeper:
         others = [file for file in self._best if file.step != step]
         self._best = sorted([*others, BestFile(step, score)], key=lambda file: (-file.score, file.step))
         self._best = self._best[: self._keep_best]
-        own = {name: value for name, value in checkpoint.trainer.items() if name != "skipping"}  # a byte per sample
+        own = {
+            name: value for name, value in checkpoint.trainer.items() if name not in ("skipping", "targets")
+        }  # rows per sample
         light = replace(
             checkpoint,
             optimizer={},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wv_train.judge import Slots, StepSetting, cross_entropy
+from wv_train.judge import Slots, StepSetting, sample_losses
 from wv_train.learner import Learner
 from wv_train.mixup import Mix
 
@@ -37,9 +37,9 @@ class Lesson:
         for piece in pieces:
             with nullcontext() if piece is pieces[-1] else learner.apart():
                 logits = learner.forward(images[piece])
-                losses = cross_entropy(logits, self.slots.labels[piece], self.setting)
+                losses = sample_losses(logits, self.slots.at(piece), self.setting)
                 if self.partners is not None:
-                    others = cross_entropy(logits, self.slots.labels[self.partners][piece], self.setting)
+                    others = sample_losses(logits, self.slots.at(self.partners[piece]), self.setting)
                     losses = torch.stack([losses, others])
                 yield piece, logits, losses
 

@@ -4,6 +4,7 @@ The rule: steps are cut into windows of `window_steps`, and the mean loss of eac
 window makes progress if it is lower by at least `min_drop_fraction` of the best; it is then the best. The phase ends
 after `patience_windows` windows in a row without progress. So the loss is stable when it has fallen by less than
 min_drop_fraction over window_steps · patience_windows steps: small steps down add up, as the best stays where it was.
+Where a loss is below 0, as elr's can be, the fraction is of its size.
 
 Chosen on recorded runs (tests/train/curves): the defaults don't fire where the loss still falls by 1% every 500 steps,
 and do where it falls by 0.3%. A window has to be long enough for its mean to be known better than min_drop_fraction: to
@@ -45,7 +46,7 @@ class PlateauDetector:
             return
         mean = self.loss_sum / self.steps
         self.loss_sum, self.steps = 0.0, 0
-        if self.best is None or mean < self.best * (1.0 - self.config.min_drop_fraction):
+        if self.best is None or mean < self.best - self.config.min_drop_fraction * abs(self.best):
             self.best, self.windows_without_drop = mean, 0
         else:
             self.windows_without_drop += 1

@@ -16,6 +16,7 @@ from wv_train.errors import FieldError, RecipeError
 from wv_train.gate import GateConfig
 from wv_train.losses import ClassWeights, LogitPrior
 from wv_train.models import own_size_px
+from wv_train.robust_losses import LossConfig
 from wv_train.table import close_matches, read_table, set_key
 from wv_train.toml_lines import key_lines, line_of
 
@@ -112,11 +113,14 @@ class Phase:
     correct_twice: bool = False
     """Allow two corrections of the same imbalance: class weights with a logit prior, or weights from a file (which do
     not know the sampling) with `balance` below 1."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Table `[phases.loss]`: cross-entropy, or a loss that learns less from wrong labels."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes, 0 … 0.999 (Szegedy et al., 2016)."""
+    """Share of the target that is spread evenly over all classes, 0 … 0.999 (Szegedy et al., 2016); of cross-entropy
+    alone."""
     mixup_alpha: float = 0.0
     """α of the Beta distribution that mixup draws its shares from (Zhang et al., 2018); 0: none. Partners are of the
-    same stream."""
+    same stream. Not beside elr, which remembers what was said of a sample by itself."""
     denominator: Literal["all", "kept"] = "all"
     """What the gated loss is divided by: the weight of the whole batch (the effective rate shrinks with the kept
     fraction) or of the kept samples (it does not)."""
@@ -153,6 +157,12 @@ class Phase:
                 "class_weights_file",
                 'a path together with class_weights = "file", and only then',
                 self.class_weights_file,
+            )
+        if self.label_smoothing and self.loss.kind != "cross_entropy":
+            raise FieldError("label_smoothing", f"0 beside the loss {self.loss.kind}", self.label_smoothing)
+        if self.mixup_alpha and self.loss.kind == "elr":
+            raise FieldError(
+                "mixup_alpha", "0 beside the loss elr, whose memory is of unblended pictures", self.mixup_alpha
             )
         if self.correct_twice:
             return
@@ -241,6 +251,9 @@ class Recipe:
         names = [phase.name for phase in self.phases]
         if twice := [name for name in names if names.count(name) > 1]:
             raise FieldError("phases", "a name of its own for each phase", twice[0])
+        sizes = {phase.loss.elr_top_k for phase in self.phases if phase.loss.kind == "elr"}
+        if len(sizes) > 1:
+            raise FieldError("phases", "one loss.elr_top_k in all phases with elr: they share a memory", sorted(sizes))
         mixed = [phase.name for phase in self.phases if phase.mixup_alpha > 0]
         if mixed and self.batch_size // (self.resolved_streams or 1) < 2:
             raise FieldError(

@@ -25,13 +25,14 @@ from wv_train.errors import TrainError
 from wv_train.gate import BY_HISTORY, past_confidence
 from wv_train.gathered import Gathered, HostRows
 from wv_train.guard import ClassGuard
-from wv_train.judge import Slots, StepSetting, cross_entropy, decide, judged_rows, unjudged_rows
+from wv_train.judge import COLUMNS, Slots, StepSetting, decide, judged_rows, sample_losses, unjudged_rows
 from wv_train.learner import Learner
 from wv_train.ledger import Ledger
 from wv_train.lesson import Lesson
 from wv_train.losses import gated_loss
 from wv_train.mixup import Mix
 from wv_train.skipping import Skipping
+from wv_train.target_memory import TargetMemory
 from wv_train.totals import Totals
 
 _SIZES = 16
@@ -79,6 +80,7 @@ class TrainStep:
         bands: NDArray[np.int64] | None = None,
         right: NDArray[np.int8] | None = None,
         skipping: Skipping | None = None,
+        targets: TargetMemory | None = None,
     ) -> None:
         """Put a step together.
 
@@ -93,9 +95,10 @@ class TrainStep:
             bands: (K,) number of each class's band, to count kept samples by.
             right: (N,) of each sample's label: 1 right, 0 wrong, −1 unknown; to count the gate's precision.
             skipping: is told of what the gate holds far under it.
+            targets: memory of the phases whose loss is elr, told as the ledger is.
         """
         self.learner, self.optimizer, self.ledger, self.guard = learner, optimizer, ledger, guard
-        self.average = average
+        self.average, self.targets = average, targets
         self._world, self._seed, self._clip_norm = learner.world, seed, clip_norm
         self._bands, self._right, self._skipping = bands, right, skipping
         self._band_count = 0 if bands is None else int(bands.max()) + 1
@@ -130,6 +133,8 @@ class TrainStep:
                 self._skipping.note(
                     host.ordinals, host.column("held"), host.keep, gate=gate, threshold=setting.threshold
                 )
+            if self.targets is not None and task.slots.targets is not None:
+                self.targets.update(np.where(host.judged, host.ordinals, -1), host.rows[:, len(COLUMNS) :])
             if moves:
                 self._move(divisor)
         return StepResult(
@@ -148,12 +153,17 @@ class TrainStep:
         if not bool(facts.valid.all()):
             ordinals, weights = ordinals.where(batch.valid, -1), weights.where(batch.valid, 0.0)
         by_past = setting.gate is not None and setting.gate.kind == "label_past"
+        targets = None
+        if setting.loss.kind == "elr":
+            assert self.targets is not None
+            targets = self.targets.recall(facts.ordinals.numpy()).to(device, non_blocking=True)
         slots = Slots(
             labels=batch.labels,
             ordinals=ordinals,
             weights=weights,
             label_sum=label_sum.to(device, non_blocking=True),
             seen=seen.to(device, non_blocking=True),
+            targets=targets,
         )
         limits = self.guard.limits(setting.gate.min_kept_fraction) if setting.gate is not None else None
         return _Task(
@@ -179,7 +189,7 @@ class TrainStep:
     def _two_passes(self, task: "_Task") -> Gathered:
         """Forward of all without gradients, gather, then forward and backward of the kept alone."""
         logits = self.learner.look(task.images)
-        losses = cross_entropy(logits, task.slots.labels, task.setting)
+        losses = sample_losses(logits, task.slots, task.setting)
         gathered = self._gather(judged_rows(logits, losses, task.slots, task.setting), task)
         host = gathered.on_host()
         if not host.finite or not host.moves:  # every rank knows it

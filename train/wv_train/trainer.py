@@ -39,6 +39,7 @@ from wv_train.signals import Stopped, StopSignals
 from wv_train.skipping import Skipping
 from wv_train.step import Place, StepResult, TrainStep
 from wv_train.table import to_table
+from wv_train.target_memory import TargetMemory
 from wv_train.totals import Totals, train_row
 
 _FEW = 0.1
@@ -154,6 +155,9 @@ class Trainer:
         self._step.grad_norm_sum.fill_(own["grad_norm_sum"])
         if self._skipping is not None:
             self._skipping.load_state(own["skipping"])
+        if (targets := own.get("targets")) is not None:  # none before a phase with elr, and in older checkpoints
+            phase = next(phase for phase in self.recipe.phases if phase.loss.kind == "elr")
+            self._begin_targets(phase, classes=targets["classes"]).load_state(targets)
         if self._average is not None and checkpoint.ema is not None:
             self._average.load_state(checkpoint.ema, own["ema_updates"])
 
@@ -165,9 +169,20 @@ class Trainer:
             "grad_norm_sum": float(self._step.grad_norm_sum),
             "ema_updates": self._average.updates if self._average else 0,
             **({"skipping": self._skipping.state()} if self._skipping else {}),
+            "targets": self._step.targets.state() if self._step.targets else None,
         }
 
+    def _begin_targets(self, phase: Phase, *, classes: int) -> TargetMemory:
+        """The memory of elr, empty where the phases before had none or other classes."""
+        targets = self._step.targets
+        if targets is None or targets.classes != classes:
+            targets = TargetMemory(self.data.samples, classes=classes, top_k=phase.loss.elr_top_k)
+            self._step.targets = targets
+        return targets
+
     def _train_phase(self, plan: PhasePlan) -> None:
+        if plan.phase.loss.kind == "elr":
+            self._begin_targets(plan.phase, classes=len(plan.weights))
         self._learner.begin_phase(frozen=plan.phase.backbone_factor == 0)
         weights = torch.from_numpy(plan.weights).to(self.world.device)
         prior = None if plan.prior is None else torch.from_numpy(plan.prior).to(self.world.device)
@@ -180,6 +195,7 @@ class Trainer:
             prior=prior,
             mixup_alpha=plan.phase.mixup_alpha,
             streams=plan.streams,
+            loss=plan.phase.loss,
         )
         with closing(self.data.open_phase(self.position.phase)) as loader:
             if self._loader_state is None:
