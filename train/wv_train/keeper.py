@@ -106,9 +106,8 @@ class CheckpointKeeper:
         others = [file for file in self._best if file.step != step]
         self._best = sorted([*others, BestFile(step, score)], key=lambda file: (-file.score, file.step))
         self._best = self._best[: self._keep_best]
-        own = {
-            name: value for name, value in checkpoint.trainer.items() if name not in ("skipping", "targets")
-        }  # rows per sample
+        per_sample = ("skipping", "targets")
+        own = {name: value for name, value in checkpoint.trainer.items() if name not in per_sample}
         light = replace(
             checkpoint,
             optimizer={},
