@@ -24,7 +24,9 @@ from wv_train.ledger import Ledger
 from wv_train.models import make_model
 from wv_train.optim import make_optimizer
 from wv_train.recipe import OptimizerConfig
+from wv_train.robust_losses import LossConfig
 from wv_train.step import Place, StepResult, TrainStep
+from wv_train.target_memory import TargetMemory
 
 SLOTS, CLASSES, STREAMS = 32, 5, 4
 CPU = torch.device("cpu")
@@ -60,6 +62,7 @@ class Outcome:
     results: list[StepResult]
     ledger: NDArray[Any]
     guard: dict[str, Any]
+    targets: NDArray[Any]
 
 
 def run(
@@ -88,7 +91,10 @@ def run(
             ledger=Ledger(2 * SLOTS),
             guard=ClassGuard(CLASSES),
             seed=4,
+            targets=TargetMemory(2 * SLOTS, classes=CLASSES, top_k=3),
         )
+        assert step.targets is not None
+        step.targets.rows["class_id"], step.targets.rows["value"] = [4, 2, 0], [0.4, 0.2, 0.1]
         visits = np.arange(2 * SLOTS) % 3
         step.ledger.rows["seen"], step.ledger.rows["label_conf_mean"] = visits, (visits > 0) * 0.1 * (visits + 1)
         if starved:
@@ -109,10 +115,18 @@ def run(
         torch.stack([p.grad if p.grad is not None else torch.zeros_like(p) for p in of_ranks]).mean(0)
         for of_ranks in zip(*(model.parameters() for model in models), strict=True)
     ]
-    for step in steps[1:]:
+    memories = [step.targets.rows for step in steps if step.targets is not None]
+    for step, targets in zip(steps[1:], memories[1:], strict=True):
         assert (step.ledger.rows == steps[0].ledger.rows).all()
+        assert (targets == memories[0]).all()
         assert all(torch.equal(value, steps[0].guard.state()[name]) for name, value in step.guard.state().items())
-    return Outcome(gradients=gradients, results=results, ledger=steps[0].ledger.rows, guard=steps[0].guard.state())
+    return Outcome(
+        gradients=gradients,
+        results=results,
+        ledger=steps[0].ledger.rows,
+        guard=steps[0].guard.state(),
+        targets=memories[0],
+    )
 
 
 def assert_same(one: Outcome, other: Outcome, *, rtol: float = 1e-4, atol: float = 1e-6) -> None:
@@ -173,6 +187,29 @@ def test_a_batch_teaches_the_same_on_any_number_of_ranks_and_in_pieces(
         for column in ("seen", "gated"):
             assert (other.ledger[column] == one.ledger[column]).all()
         np.testing.assert_allclose(other.ledger["label_conf_mean"], one.ledger["label_conf_mean"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "way", [("none", False), ("label_average", False), ("label_average", True), ("label_past", False)]
+)
+def test_elr_teaches_and_remembers_the_same_on_any_number_of_ranks_and_in_pieces(
+    way: tuple[str, bool], batch: Batch
+) -> None:
+    name, two = way
+    gate, threshold = GATES[name]
+    setting = setting_of(gate=gate, threshold=threshold, two_passes=two, loss=LossConfig(kind="elr"))
+    one = run(batch, setting)
+    plain = run(batch, replace(setting, loss=LossConfig(), label_smoothing=0.0))
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(one.gradients, plain.gradients, strict=True))
+    looked_at = one.ledger["seen"] > np.arange(2 * SLOTS) % 3
+    assert (one.targets["class_id"] == [4, 2, 0])[~looked_at].all()
+    assert (one.targets["value"] != plain.targets["value"]).any(axis=1)[looked_at].all()
+    assert (name == "label_past") == bool(looked_at.sum() < one.results[0].totals.samples)
+    for ranks, micro_batch in ((4, None), (2, 3)):
+        other = run(batch, setting, ranks=ranks, micro_batch=micro_batch)
+        assert_same(one, other)
+        assert (other.targets["class_id"] == one.targets["class_id"]).all()
+        np.testing.assert_allclose(other.targets["value"], one.targets["value"], rtol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["top1", "label_average", "label_average share", "agreement"])

@@ -87,6 +87,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert b.ema is not None
     assert all(torch.equal(value, b.ema[name]) for name, value in a.ema.items())
     assert str(a.trainer) == str(b.trainer)
+    assert torch.equal(a.trainer["targets"]["rows"], b.trainer["targets"]["rows"])
     assert a.plateau == b.plateau
     assert torch.equal(a.ledger, b.ledger)
     assert (np.load(one / "ledger.npy") == np.load(other / "ledger.npy")).all()
@@ -96,8 +97,11 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def table(tiny_table: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """Every kind of state: averaged weights, clipping, a gate that comes to two passes, mixup, a gate by the past."""
+    """Every kind of state: averaged weights, clipping, a gate that comes to two passes, mixup, a gate by the past; the
+    memory of elr before and after a phase without it."""
     table = tiny_table("validate_every_steps=7", "ema_decay=0.9", "clip_norm=3.0", "phases.gated.gate.start=0.6")
+    for phase in table["phases"][1:]:
+        phase["loss"] = {"kind": "elr", "elr_top_k": 4}
     table["phases"].insert(2, PLATEAU)
     table["phases"][-1]["gate"] = {"kind": "label_past", "unit": "share", "start": 0.5, "end": 0.3}
     return table
@@ -133,6 +137,9 @@ def test_the_run_goes_through_its_phases(whole: Path) -> None:
     shown = train[-1]["samples"]
     assert ledger["seen"].sum() < shown  # what the past shuts out is not looked at
     assert ledger["seen"].sum() + ledger["gated"].sum() >= shown
+    last, best = (Checkpoint.load(whole / "checkpoints" / f"{name}.pt") for name in ("last", "best"))
+    assert last.trainer["targets"]["rows"].any()
+    assert best.trainer["targets"] is None  # nothing goes on from it
 
 
 @pytest.mark.parametrize("stop", [1, 7, 14, 15, 16, 27, 29, 36])
