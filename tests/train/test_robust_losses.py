@@ -92,7 +92,7 @@ def test_confident_and_hopeless_samples_have_finite_losses_and_gradients(config:
     logits.requires_grad_()
     labels = torch.tensor([0, 1, 0, 1])  # sure and right, sure and wrong, sure of nothing, all but the label
     sure = torch.zeros(4, 2 * CLASSES)
-    sure[:, CLASSES] = 1.0
+    sure[:, CLASSES:] = torch.tensor([1.0, *[1e-3] * (CLASSES - 1)])  # of class 0, and too much in all: rounded up
     losses = robust_losses(logits, labels, sure, config)
     losses.sum().backward()
     assert losses.isfinite().all()
