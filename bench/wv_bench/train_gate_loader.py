@@ -134,6 +134,7 @@ def _row(way: _Way, base: _Way) -> dict[str, Any]:
         return {"median": statistics.median(ratios), "min": min(ratios)}
 
     return {
+        "kind": "way",
         "way": way.name,
         "skipped_fraction": way.skipped,
         "kept_fraction": 1.0 - way.gated,

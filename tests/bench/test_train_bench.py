@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from wv_bench import cli
 from wv_bench.train_components import ASKED, BOTH, GATE, LEDGER, OURS, STEP
+from wv_bench.train_gate_loader import GATED
 from wv_bench.train_gate_passes import KEPT, WAYS
 from wv_bench.train_report import OURS_SYNTHETIC, OURS_TRAINED, SYNTHETIC, TRAINED, Row, document, verdict, verdict_line
 from wv_bench.train_step import synthetic_batch
@@ -111,3 +112,18 @@ def test_a_gate_keeps_what_is_asked_for_in_every_way(tmp_path: Path) -> None:
         assert (row["way"] == WAYS[0]) <= (row["over_one_pass"] == {"median": 1, "min": 1})
     assert [row["samples"] for row in figures["parts"]] == [16, 12, 8, 4, 2]
     assert all(row[name]["min"] > 0 for row in figures["parts"] for name in ("look_ms", "forward_ms", "backward_ms"))
+
+
+def test_in_every_way_the_same_share_of_all_samples_teaches(small_dataset: Path, tmp_path: Path) -> None:
+    arguments = ("train", small_dataset, *TINY, "--warmup", 1, "--gate-loader")
+    result = run(*arguments, "--json", tmp_path / "loader.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "loader.json").read_text())["rows"]
+    for row in rows:
+        assert (1 - row["skipped_fraction"]) * row["kept_fraction"] == pytest.approx(1 - GATED)
+        assert 0 < row["kept_per_s"] < row["shown_per_s"]
+    alone = [row for row in rows if row["way"].startswith("loader alone")]
+    for base in (rows[0], alone[0]):
+        assert base["skipped_fraction"] == 0
+        assert base["kept_over_all"] == base["kept_per_cpu_over_all"] == {"median": 1, "min": 1}
+    assert "expected SHARDS" in run("train", "--gate-loader").output

@@ -70,6 +70,17 @@ def test_only_what_was_far_under_the_gate_at_its_last_visits_is_left_out() -> No
     assert not mask_of(skipping, ledger, lower).any()  # the threshold has fallen: none is far under it now
 
 
+def test_far_under_a_share_is_far_under_the_confidence_at_which_it_cuts() -> None:
+    gate = GateConfig(start=0.5, unit="share", kind="label", skip_visits=2)
+    skipping, ledger = Skipping(SAMPLES, seed=5), Ledger(SAMPLES)
+    confidence = np.where(ALL < 200, 0.2, np.where(ALL < 400, 0.6, 0.8))  # a half is gated, so it cuts at 0.6
+    for _ in range(2):
+        visit(skipping, ledger, confidence, gate)
+    mask = mask_of(skipping, ledger, gate)
+    assert mask[:200].any()
+    assert not mask[200:].any()
+
+
 def test_what_the_model_has_not_seen_is_never_left_out() -> None:
     skipping, ledger = Skipping(SAMPLES, seed=5), Ledger(SAMPLES)
     assert not mask_of(skipping, ledger).any()
