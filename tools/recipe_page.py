@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from wv_loader import Augment
+from wv_train.curriculum import CurriculumConfig
 from wv_train.dry_run_picture import curves_of, svg_picture
 from wv_train.gate import GateConfig
 from wv_train.recipe import OptimizerConfig, Phase, PlateauConfig, Recipe, load_recipe
 from wv_train.robust_losses import LossConfig
+from wv_train.teacher import TeacherConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
 PICTURE = PAGE.with_name("webvision2-sun2018.svg")
@@ -31,6 +33,8 @@ TABLES: dict[str, type[Any]] = {
     "`[phases.gate]`": GateConfig,
     "`[phases.loss]`": LossConfig,
     "`[phases.plateau]`": PlateauConfig,
+    "`[phases.curriculum]`": CurriculumConfig,
+    "`[phases.teacher]`": TeacherConfig,
     "`[optimizer]`": OptimizerConfig,
     "`[augment]`": Augment,
 }

@@ -5,10 +5,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from wv_loader import Batch
+from wv_shards import Manifest, Overlay
 from wv_train.data import DataConfig
 from wv_train.job import Job, run_job
 from wv_train.recipe import recipe_from_table
@@ -41,6 +44,29 @@ def tiny_table(*overrides: str) -> dict[str, Any]:
     for override in overrides:
         set_key(table, override)
     return table
+
+
+def save_overlays(shards: Path, folder: Path, *, clusters: int = 4, top_class: int = 5) -> dict[str, NDArray[Any]]:
+    """`clusters`, `tiers` and `teacher` of a data set, drawn; four clusters whatever the overlay says of them."""
+    manifest, generator = Manifest.load(shards), np.random.default_rng(1)
+    two = np.dtype([("class_id", "<i4", (2,)), ("probability", "<f2", (2,))])
+    teacher = np.zeros(manifest.samples, dtype=two)
+    teacher["class_id"] = generator.integers(0, top_class + 1, (manifest.samples, 1)) - [0, 1]
+    teacher["probability"] = [0.5, 0.25]
+    made: dict[str, NDArray[Any]] = {
+        "clusters": generator.integers(-1, 4, manifest.samples).astype(np.int32),
+        "tiers": generator.integers(0, 4, manifest.samples).astype(np.uint8),
+        "teacher": teacher,
+    }
+    for name, array in made.items():
+        info = {"clusters": clusters} if name == "clusters" else {}
+        Overlay(kind=name, array=array, manifest_digest=manifest.digest, info=info).save(folder / name)
+    return made
+
+
+@pytest.fixture(scope="session", name="save_overlays")
+def save_overlays_fixture() -> Callable[..., dict[str, NDArray[Any]]]:
+    return save_overlays
 
 
 @pytest.fixture(scope="session", name="tiny_table")

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,9 +94,12 @@ LIGHTER = {
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_shipped_recipe_can_be_planned(name: str, dry_run: Callable[..., str], small_dataset: Path) -> None:
+def test_every_shipped_recipe_can_be_planned(
+    name: str, dry_run: Callable[..., str], small_dataset: Path, tmp_path: Path, save_overlays: Callable[..., Any]
+) -> None:
+    save_overlays(small_dataset, tmp_path)
     changes = [word for change in LIGHTER.get(name, ()) for word in ("--set", change)]
-    out = dry_run("--shards", small_dataset, "--recipe", name, *changes)
+    out = dry_run("--shards", small_dataset, "--recipe", name, "--overlays", tmp_path, *changes)
     for phase in load_recipe(name).phases:
         assert re.search(rf"^{phase.name}\b.*", out, re.MULTILINE)
         assert (f"phase {phase.name}: at most" in out) == (phase.until is not None)
@@ -127,6 +131,7 @@ def test_what_is_saved_is_counted_once_and_without_parameters() -> None:
 RSS = """
 import sys, torch
 from pathlib import Path
+from typing import Any
 from wv_train.memory_estimate import activation_bytes
 from wv_train.models import make_model
 def held(field):

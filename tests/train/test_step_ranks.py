@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from wv_loader import Batch
+from wv_train.curriculum import CurriculumConfig
 from wv_train.distributed import World
 from wv_train.gate import GateConfig
 from wv_train.guard import ClassGuard
@@ -23,10 +24,12 @@ from wv_train.learner import Learner
 from wv_train.ledger import Ledger
 from wv_train.models import make_model
 from wv_train.optim import make_optimizer
+from wv_train.phase_overlays import PhaseOverlays
 from wv_train.recipe import OptimizerConfig
 from wv_train.robust_losses import LossConfig
 from wv_train.step import Place, StepResult, TrainStep
 from wv_train.target_memory import TargetMemory
+from wv_train.teacher import TeacherConfig
 
 SLOTS, CLASSES, STREAMS = 32, 5, 4
 CPU = torch.device("cpu")
@@ -280,3 +283,60 @@ def test_batch_norm_notes_the_kept_alone_where_two_passes_are_made(batch: Batch)
         for two in (False, True)
     ]
     assert any((a - b).abs().max() > 1e-4 for a, b in zip(*(o.gradients for o in outcomes), strict=True))
+
+
+@pytest.fixture(scope="module")
+def overlays() -> PhaseOverlays:
+    """Tiers and soft labels of the samples that batches are of; the teacher is silent on a third."""
+    generator = np.random.default_rng(0)
+    beliefs = np.dtype([("class_id", "<i4", (2,)), ("probability", "<f2", (2,))])
+    rows = np.zeros(2 * SLOTS, dtype=beliefs)
+    rows["class_id"] = generator.permuted(np.tile(np.arange(CLASSES), (2 * SLOTS, 1)), axis=1)[:, :2]
+    rows["probability"] = [0.625, 0.25]
+    rows["class_id"][::3] = -1
+    return PhaseOverlays(
+        outputs=CLASSES,
+        curriculum=CurriculumConfig(weights=(1.0, 0.5, 0.25)),
+        tiers=generator.integers(0, 4, 2 * SLOTS).astype(np.uint8),
+        teacher=TeacherConfig(label_share=0.3),
+        beliefs=rows,
+    )
+
+
+GATED = {"gate": gate_of(kind="label_average"), "threshold": 0.2, "denominator": "kept"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixup_alpha": 0.8}, GATED, {**GATED, "mixup_alpha": 0.8}], ids=str)
+def test_soft_labels_and_tier_weights_teach_the_same_on_any_number_of_ranks(
+    changes: dict[str, Any], batch: Batch, overlays: PhaseOverlays
+) -> None:
+    one = run(batch, setting_of(overlays=overlays, **changes))
+    assert_same(one, run(batch, setting_of(overlays=overlays, **changes), ranks=2, micro_batch=3))
+    assert_same(one, run(batch, setting_of(overlays=overlays, **changes), ranks=4))
+    for other in (None, replace(overlays, teacher=None), replace(overlays, curriculum=None)):
+        plain = run(batch, setting_of(overlays=other, **changes))
+        assert any((a - b).abs().max() > 1e-4 for a, b in zip(one.gradients, plain.gradients, strict=True))
+        assert (one.ledger["label_conf"] == plain.ledger["label_conf"]).all()  # of the label as it is given
+        assert one.results[0].totals.kept == plain.results[0].totals.kept
+
+
+def test_a_tiers_weight_is_a_samples_in_the_sum_and_in_the_denominator(batch: Batch, overlays: PhaseOverlays) -> None:
+    """All in one tier: the same lesson whatever it weighs. Tier 3 at weight 0: as if its samples were not valid."""
+    tiers = replace(overlays, teacher=None, tiers=np.full(2 * SLOTS, 3, dtype=np.uint8))
+    assert_same(run(batch, setting_of(overlays=None)), run(batch, setting_of(overlays=tiers)))
+    assert overlays.tiers is not None
+    hard = torch.from_numpy(np.isin(overlays.tiers, (0, 3)))[batch.ordinals]
+    curriculum = CurriculumConfig(weights=(1.0, 1.0, 0.0))
+    without = run(replace(batch, valid=batch.valid & ~hard), setting_of(overlays=None))
+    silenced = run(batch, setting_of(overlays=replace(overlays, teacher=None, curriculum=curriculum)))
+    assert float(silenced.results[0].totals.weight) == pytest.approx(float(without.results[0].totals.weight))
+    assert_same(without, silenced)
+
+
+def test_clusters_are_the_labels_that_a_step_learns_and_enters(batch: Batch) -> None:
+    labels = (np.arange(2 * SLOTS) % CLASSES).astype(np.int32)
+    clusters = PhaseOverlays(outputs=CLASSES, labels=labels)
+    given = replace(batch, labels=torch.from_numpy(labels.astype(np.int64))[batch.ordinals])
+    one, other = run(batch, setting_of(overlays=clusters)), run(given, setting_of(overlays=None))
+    assert_same(one, other)
+    assert (one.ledger == other.ledger).all()

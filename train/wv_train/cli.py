@@ -89,6 +89,12 @@ Examples:
 )
 @holdout_option
 @click.option(
+    "--overlays",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the overlays that the recipe names, made by wv-annotate.  [default: where the command runs]",
+)
+@click.option(
     "--truth", type=click.Path(path_type=Path), help="CSV with path, label, true_label: measure the gate's precision."
 )
 @click.option("--list-models", is_flag=True, help="Print the models that are tested, with their figures, and stop.")
@@ -122,6 +128,7 @@ def command(
     compile_model: bool,
     exclude: tuple[Path, ...],
     holdout: float | None,
+    overlays: Path | None,
     truth: Path | None,
     list_models: bool,
     print_recipe: bool,
@@ -157,6 +164,7 @@ def command(
         val = val or (Path(saved["val"]) if saved["val"] else None)
         exclude = exclude or tuple(Path(path) for path in saved["exclude"])
         holdout = saved.get("holdout") if holdout is None else holdout
+        overlays = overlays or Path(saved.get("overlays", "."))
         truth = truth or (Path(saved["truth"]) if saved.get("truth") else None)
         remembered = engine is None
         engine = engine or saved["engine"]
@@ -174,6 +182,7 @@ def command(
             val=val,
             exclude=exclude,
             holdout=holdout,
+            overlays=overlays or Path(),
             engine=engine or "auto",
             loader_threads=loader_threads,
             loader_processes=loader_processes,

@@ -13,17 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_loader import Exclusion, Loader
-from wv_shards import Dataset, combine
+from wv_loader.layout import layout_of
+from wv_shards import Dataset, Manifest, combine
 from wv_train.distributed import World
 from wv_train.errors import ClassMismatchError, TrainError
 from wv_train.holdout import MAX_FRACTION, held_out
+from wv_train.phase_overlays import PhaseOverlays, read_phase_overlays
 from wv_train.recipe import Recipe
 from wv_train.table import close_matches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where the data lie and how they are read: nothing here changes a weight but `exclude` and `holdout`."""
+    """Where the data lie and how they are read: nothing here changes a weight but `exclude`, `holdout` and what is
+    in the overlays."""
 
     shards: Path
     val: Path | None = None
@@ -31,6 +34,8 @@ class DataConfig:
     holdout: float | None = None
     """Fraction of the training shards' samples, in (0, 0.5], that are validated on and not trained on; see `holdout`.
     None: none. Not together with `val`."""
+    overlays: Path = Path()
+    """Folder of the overlays that the recipe's phases name."""
     engine: str = "auto"
     loader_threads: int | None = None
     loader_processes: int = 0
@@ -67,12 +72,30 @@ class DataConfig:
             return held_out(dataset, fraction)
 
 
-def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world: World) -> Loader:
+def open_phase_overlays(data: DataConfig, recipe: Recipe, phase_index: int) -> PhaseOverlays:
+    """What overlays give a phase.
+
+    Raises ShardsError; TrainError where an overlay is not there, does not fit or is damaged.
+    """
+    return read_phase_overlays(data.overlays, recipe.phases[phase_index], Manifest.load(data.shards))
+
+
+def open_phase_loader(
+    data: DataConfig, recipe: Recipe, phase_index: int, world: World, overlays: PhaseOverlays | None = None
+) -> Loader:
     """The training loader of one phase; each phase has an order of its own.
+
+    Args:
+        data: where the samples are.
+        recipe: of the run.
+        phase_index: which phase.
+        world: the ranks.
+        overlays: of the phase, where they have been read already.
 
     Raises LoaderError, ShardsError; TrainError where no sample is left to train on.
     """
     phase = recipe.phases[phase_index]
+    left_out = (overlays or open_phase_overlays(data, recipe, phase_index)).excluded()
     loader = Loader(
         data.shards,
         batch_size=recipe.batch_size,
@@ -81,7 +104,7 @@ def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world:
         balance=phase.balance,
         engine=data.engine,
         train=True,
-        exclude=data.exclusions(),
+        exclude=data.exclusions() if left_out is None else (*data.exclusions(), left_out),
         max_repeat=recipe.max_repeat,
         streams=recipe.resolved_streams,
         augment=recipe.augment,
@@ -98,6 +121,14 @@ def open_phase_loader(data: DataConfig, recipe: Recipe, phase_index: int, world:
         loader.close()
         raise TrainError(f"{data.shards}: expected samples to train on, found none that is not excluded")
     return loader
+
+
+def class_counts(data: DataConfig) -> NDArray[np.int64]:
+    """(K,) samples that may be trained on, whatever single phases leave out. Raises LoaderError, ShardsError."""
+    with Dataset.open(data.shards) as dataset:
+        layout = layout_of(dataset, data.exclusions())
+    shown = layout.labels if layout.excluded is None else layout.labels[~layout.excluded]
+    return np.bincount(shown, minlength=layout.num_classes)
 
 
 def open_validation_loader(

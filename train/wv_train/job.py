@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,23 @@ from wv_loader import Loader, LoaderStats, MetricsServer, engine_line, serve_met
 from wv_shards import Dataset, ShardsError, write_atomic
 from wv_train.allocator import keep_freed_memory
 from wv_train.checkpoint import Checkpoint
-from wv_train.data import DataConfig, keys_of, open_phase_loader, open_validation_loader, read_class_weights
+from wv_train.data import (
+    DataConfig,
+    class_counts,
+    keys_of,
+    open_phase_loader,
+    open_phase_overlays,
+    open_validation_loader,
+    read_class_weights,
+)
 from wv_train.distributed import RANK_TIMEOUT_S, World, launch_id, lost_contact, lost_rank, open_world
 from wv_train.errors import ModelError, NonFiniteLossError, RecipeError, TrainError
 from wv_train.holdout import HeldOut
 from wv_train.learner import with_synchronized_batch_norm
 from wv_train.live_view import PhaseLength
 from wv_train.models import check_model, make_model
+from wv_train.new_head import draw_head
+from wv_train.phase_overlays import PhaseOverlays, check_overlays
 from wv_train.phase_plan import PhasePlan, plan_phase
 from wv_train.progress import RunLog, Screen
 from wv_train.recipe import Recipe, recipe_from_table
@@ -84,6 +95,8 @@ class Facts:
     """What was taken from it, for a person."""
     held_out: HeldOut | None = None
     """Where a part of the training shards is the validation set."""
+    overlays: dict[str, str] = field(default_factory=dict)
+    """Name of each overlay that a phase asks for → its checksum."""
 
 
 def run_job(job: Job) -> None:
@@ -105,6 +118,9 @@ def run_job(job: Job) -> None:
         model, plans, facts = prepare(job, world, checkpoint)
         if job.resume and checkpoint is None:
             _check_pretrained(run, job, facts)
+        if job.resume:
+            began = run.read_info() if checkpoint is None else checkpoint.trainer
+            check_overlays(job.data.overlays, began.get("overlay_checksums", {}), facts.overlays, run.path)
         screen = Screen()
         metrics = cleanup.enter_context(_serve_metrics(job, world))
         say = screen.say if world.is_main else _silent
@@ -176,12 +192,19 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
     plans = []
     facts: Facts | None = None
     data = replace(job.data, quarantine=None)  # its folder is not there yet
+    checksums: dict[str, str] = {}
     for index, phase in enumerate(job.recipe.phases):
-        with closing(open_phase_loader(data, job.recipe, index, world)) as loader:
-            facts = facts or _facts(loader)
+        overlays = open_phase_overlays(data, job.recipe, index)
+        checksums |= overlays.checksums
+        with closing(open_phase_loader(data, job.recipe, index, world, overlays)) as loader:
+            facts = facts or _facts(loader, data)
             path = phase.class_weights_file
-            plans.append(plan_phase(phase, loader, read_class_weights(Path(path), facts.classes) if path else None))
+            given = read_class_weights(Path(path), facts.classes) if path else None
+            new_head = job.recipe.draws_head(index)
+            plans.append(plan_phase(phase, loader, given, overlays=overlays, new_head=new_head))
+        del overlays  # of millions of samples
     assert facts is not None  # a recipe has a phase
+    facts = replace(facts, overlays=checksums)
     if checkpoint is not None:
         checkpoint.check_data(RunDirectory(job.out).last, manifest_digest=facts.manifest_digest, classes=facts.classes)
     if job.truth is not None and world.is_main:
@@ -192,16 +215,21 @@ def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tup
             if job.data.holdout is not None:
                 facts = replace(facts, held_out=HeldOut.of(job.data.holdout, facts.class_counts, validation))
     torch.manual_seed(job.recipe.seed)
-    classes = len(facts.classes)
-    model = make_model(job.recipe.model, classes)
+    first = min(checkpoint.position["phase"], len(plans) - 1) if checkpoint is not None else 0
+    outputs, names = plans[first].outputs, facts.classes
+    if job.recipe.phases[first].labels is not None:
+        names = [f"cluster {number}" for number in range(outputs)]  # no file has a head of these
+    model = make_model(job.recipe.model, outputs)
     if job.recipe.pretrained and checkpoint is None:  # which holds all weights
         weights = read_weights(Path(job.recipe.pretrained))
-        line = load_weights(model, weights, facts.classes)
+        line = load_weights(model, weights, names)
         facts = replace(facts, pretrained_digest=weights.digest, pretrained_line=line)
+    if plans[0].new_head and checkpoint is None:
+        draw_head(model, job.recipe.model, outputs, seed=job.recipe.seed, phase_index=0)
     model = model.to(world.device).to(memory_format=torch.channels_last)  # as the loader's images
     if job.recipe.sync_batch_norm:
         model = with_synchronized_batch_norm(model, world)
-    check_model(model, job.recipe.model, size_px=job.recipe.size_px, classes=classes, device=world.device)
+    check_model(model, job.recipe.model, size_px=job.recipe.size_px, classes=outputs, device=world.device)
     return model, plans, facts
 
 
@@ -242,6 +270,15 @@ def _phase_line(plan: PhasePlan) -> str:
         parts.append("backbone frozen")
     elif (phase.backbone_factor, phase.head_factor) != (1.0, 1.0):
         parts.append(f"of it {phase.backbone_factor:g} for the backbone and {phase.head_factor:g} for the head")
+    if phase.labels is not None:
+        parts.append(f"learns the {plan.outputs:,} clusters of {phase.labels}, not validated")
+    if plan.new_head:
+        parts.append("new head")
+    if (curriculum := phase.curriculum) is not None:
+        weights = ", ".join(f"{weight:g}" for weight in curriculum.weights[: curriculum.max_tier])
+        parts.append(f"tiers up to {curriculum.max_tier} of {curriculum.overlay}, weights {weights}")
+    if (teacher := phase.teacher) is not None:
+        parts.append(f"soft labels of {teacher.overlay}, label share {teacher.label_share:g}")
     parts += [f"balance {phase.balance:g}", f"class weights {phase.class_weights}"]
     if phase.logit_prior != "none":
         parts.append(f"logit prior {phase.logit_prior}")
@@ -303,11 +340,11 @@ def _check_pretrained(run: RunDirectory, job: Job, facts: Facts) -> None:
         )
 
 
-def _facts(loader: Loader) -> Facts:
+def _facts(loader: Loader, data: DataConfig) -> Facts:
     return Facts(
         samples=loader.num_samples,
         classes=list(loader.class_names),
-        class_counts=[int(count) for count in loader.class_counts],
+        class_counts=class_counts(data).tolist(),
         class_bands=list(loader.class_bands),
         manifest_digest=loader.manifest_digest,
         engine=loader.engine.name,
@@ -324,14 +361,20 @@ def _serve_metrics(job: Job, world: World) -> AbstractContextManager[MetricsServ
 
 
 def _training_data(job: Job, world: World, facts: Facts, metrics: MetricsServer | None) -> TrainingData:
+    @lru_cache(maxsize=1)  # of the phase that is trained
+    def open_overlays(index: int) -> PhaseOverlays:
+        return open_phase_overlays(job.data, job.recipe, index)
+
     def open_phase(index: int) -> Loader:
-        loader = open_phase_loader(job.data, job.recipe, index, world)
+        loader = open_phase_loader(job.data, job.recipe, index, world, open_overlays(index))
         if metrics:
             metrics.show(loader.stats)
         return loader
 
     return TrainingData(
         open_phase=open_phase,
+        open_overlays=open_overlays,
+        overlays=facts.overlays,
         open_validation=(lambda: _open_validation(job, world, facts)) if job.data.validates else None,
         samples=facts.samples,
         classes=facts.classes,
@@ -379,6 +422,8 @@ def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], fact
         "truth": str(job.truth) if job.truth else None,
         "exclude": [str(path) for path in job.data.exclude],
         "holdout": job.data.holdout,
+        "overlays": str(job.data.overlays),
+        "overlay_checksums": facts.overlays,
         "manifest_digest": facts.manifest_digest,
         "classes": facts.classes,
         "class_counts": facts.class_counts,

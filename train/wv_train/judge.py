@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wv_train.gate import GateConfig, confidence, passes
+from wv_train.phase_overlays import PhaseOverlays
 from wv_train.robust_losses import LossConfig, renewed_targets, robust_losses
+from wv_train.teacher import SoftTargets, soft_cross_entropy
 
 COLUMNS = ("ordinal", "label", "label_conf", "top1_conf", "prediction", "held", "weight", "loss", "judged")
 """Of a sample's row, float64 (exact for ordinals below 2^53). ordinal is −1 where the slot is invalid; held is the
@@ -42,6 +44,8 @@ class StepSetting:
     two_passes: bool = False
     """Whether the gate picks in a pass of its own, see `GateConfig.passes`."""
     loss: LossConfig = field(default_factory=LossConfig)
+    overlays: PhaseOverlays | None = None
+    """What they give the phase; None: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,12 +56,14 @@ class Slots:
     ordinals: Tensor
     """int64, −1 where invalid."""
     weights: Tensor
-    """float32, the class's, 0 where invalid."""
+    """float32, the class's (times the tier's under a curriculum), 0 where invalid."""
     label_sum: Tensor
     seen: Tensor
     """float32, the samples' history: see `Ledger.history`; zeros where the gate does not ask for it."""
     targets: Tensor | None = None
     """(n, 2k) float32 what elr remembers of them, see `TargetMemory.recall`; None with other losses."""
+    soft: SoftTargets | None = None
+    """What a teacher makes of the labels, where the phase has one."""
 
     def at(self, places: slice | Tensor) -> Self:
         """Of some of the slots."""
@@ -91,6 +97,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, setting: StepSetting) -> Tenso
 
 def sample_losses(logits: Tensor, slots: Slots, setting: StepSetting) -> Tensor:
     """(n,) with gradient: the phase's loss of each sample, of logits (n, K) float32."""
+    if slots.soft is not None:
+        return soft_cross_entropy(_adjusted(logits, setting), slots.soft, label_smoothing=setting.label_smoothing)
     if setting.loss.kind == "cross_entropy":
         return cross_entropy(logits, slots.labels, setting)
     return robust_losses(_adjusted(logits, setting), slots.labels, slots.targets, setting.loss)

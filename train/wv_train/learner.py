@@ -54,6 +54,10 @@ class Learner:
             forward_sync_buffers=False,
         )
 
+    def model_changed(self) -> None:
+        """After some of its parameters have become others; the next phase sums up their gradients."""
+        self._frozen, self._distributed = None, None
+
     def images(self, batch: Batch) -> Tensor:
         """(n, 3, S, S) float32, channels-last; invalid slots show the valid pictures in turn.
 

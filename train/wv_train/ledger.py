@@ -68,6 +68,11 @@ class Ledger:
         self.rows: NDArray[Any] = np.zeros(samples, dtype=LEDGER_DTYPE)
         self.rows["prediction"] = -1
 
+    def clear(self) -> None:
+        """Forget all, where confidences begin to speak of something else."""
+        self.rows.view(np.uint8)[:] = 0
+        self.rows["prediction"] = -1
+
     def history(self, ordinals: Tensor) -> tuple[Tensor, Tensor]:
         """Of each ordinal (B,): the label's confidence summed over earlier visits, and their number; 0, 0 for −1."""
         shown = ordinals.numpy()

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wv_loader import Augment
+from wv_train.curriculum import CurriculumConfig
 from wv_train.errors import FieldError, RecipeError
 from wv_train.gate import GateConfig
 from wv_train.losses import ClassWeights, LogitPrior
 from wv_train.models import own_size_px
 from wv_train.robust_losses import LossConfig
 from wv_train.table import close_matches, read_table, set_key
+from wv_train.teacher import TeacherConfig
 from wv_train.toml_lines import key_lines, line_of
 
 
@@ -126,6 +128,17 @@ class Phase:
     fraction) or of the kept samples (it does not)."""
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
     """Table `[phases.plateau]`: when the loss counts as stable."""
+    curriculum: CurriculumConfig | None = None
+    """Table `[phases.curriculum]`: which tiers teach; without it all samples do, alike."""
+    teacher: TeacherConfig | None = None
+    """Table `[phases.teacher]`: soft labels; without it the labels as given."""
+    labels: str | None = None
+    """Name of an overlay of kind `clusters`, in the folder of `--overlays`, whose clusters are learned in place of the
+    classes (Sun et al.: pre-training on clusters). Samples without one are left out, nothing is validated, and ledger
+    and guard begin anew when the labels change. The last phase learns the classes."""
+    new_head: bool = False
+    """Begin with a newly drawn head, momentum and averaged weights. So does a phase that has other labels than the one
+    before it."""
 
     def __post_init__(self) -> None:
         if not self.name or "." in self.name:
@@ -164,6 +177,7 @@ class Phase:
             raise FieldError(
                 "mixup_alpha", "0 beside the loss elr, whose memory is of unblended pictures", self.mixup_alpha
             )
+        self._check_overlays()
         if self.correct_twice:
             return
         if self.class_weights != "none" and self.logit_prior != "none":
@@ -178,6 +192,20 @@ class Phase:
                 "1 beside weights from a file, which do not know the sampling (or correct_twice = true)",
                 self.balance,
             )
+
+    def _check_overlays(self) -> None:
+        if self.teacher is not None and self.loss.kind != "cross_entropy":
+            raise FieldError("teacher", f"none beside the loss {self.loss.kind}, which is of hard labels", "one")
+        if self.labels == "":
+            raise FieldError("labels", "an overlay's name", self.labels)
+        if self.labels is None:
+            return
+        if self.teacher is not None:
+            raise FieldError("teacher", "none in a phase with other labels: a teacher's opinion is of classes", "one")
+        if self.gate is not None and self.gate.skip_visits:
+            raise FieldError("gate.skip_visits", "0 in a phase with other labels", self.gate.skip_visits)
+        if self.class_weights == "file":
+            raise FieldError("class_weights", "not file in a phase with other labels", self.class_weights)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,11 +282,18 @@ class Recipe:
         sizes = {phase.loss.elr_top_k for phase in self.phases if phase.loss.kind == "elr"}
         if len(sizes) > 1:
             raise FieldError("phases", "one loss.elr_top_k in all phases with elr: they share a memory", sorted(sizes))
+        if (labels := self.phases[-1].labels) is not None:
+            raise FieldError("phases", "a last phase that learns the classes", f"labels = {labels!r}")
         mixed = [phase.name for phase in self.phases if phase.mixup_alpha > 0]
         if mixed and self.batch_size // (self.resolved_streams or 1) < 2:
             raise FieldError(
                 "streams", f"at most half of batch_size ({self.batch_size}), so that mixup finds partners", self.streams
             )
+
+    def draws_head(self, index: int) -> bool:
+        """Whether a phase begins with a newly drawn head: asked to, or because its labels are not those before it."""
+        phase = self.phases[index]
+        return phase.new_head or (index > 0 and phase.labels != self.phases[index - 1].labels)
 
     @property
     def resolved_streams(self) -> int | None:

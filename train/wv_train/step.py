@@ -114,6 +114,8 @@ class TrainStep:
         # A generator's state that follows from (seed, step, rank) needs no saving and moves to any machine.
         self._seed_dropout(int(combine(self._seed, place.step, self._world.rank)) >> 1)
         self.optimizer.zero_grad(set_to_none=True)
+        if setting.overlays is not None:
+            batch = setting.overlays.relabelled(batch)
         device = self._world.device
         task = self._task(batch if batch.labels.device == device else batch.to(device), setting, place, stop_signal)
         gate = setting.gate
@@ -150,6 +152,13 @@ class TrainStep:
         none = torch.zeros(len(facts.ordinals))
         label_sum, seen = self.ledger.history(facts.ordinals) if asks else (none, none)
         ordinals, weights = batch.ordinals, setting.class_weights[batch.labels]
+        soft = None
+        if (overlays := setting.overlays) is not None:
+            places = facts.ordinals.numpy()
+            if (of_tiers := overlays.weights(places)) is not None:
+                weights = weights * torch.from_numpy(of_tiers).to(device, non_blocking=True)
+            if (soft := overlays.targets(places, facts.labels.numpy())) is not None:
+                soft = soft.to(device)
         if not bool(facts.valid.all()):
             ordinals, weights = ordinals.where(batch.valid, -1), weights.where(batch.valid, 0.0)
         by_past = setting.gate is not None and setting.gate.kind == "label_past"
@@ -164,6 +173,7 @@ class TrainStep:
             label_sum=label_sum.to(device, non_blocking=True),
             seen=seen.to(device, non_blocking=True),
             targets=targets,
+            soft=soft,
         )
         limits = self.guard.limits(setting.gate.min_kept_fraction) if setting.gate is not None else None
         return _Task(

@@ -70,6 +70,12 @@ def load_trained(path: Path, *, checkpoint: str, weights: Weights, device: torch
     if difference := first_difference(to_table(recipe), to_table(recipe_from_table(state.recipe))):
         key, mine, its = difference
         raise CheckpointError(f"{file}: a checkpoint of another run than {path}: {key} is {its!r} there, {mine!r} here")
+    at = state.position["phase"]
+    if at < len(recipe.phases) and (labels := recipe.phases[at].labels) is not None:
+        raise CheckpointError(
+            f"{file}: taken in phase {recipe.phases[at].name}, which learns the clusters of {labels} and no classes; "
+            "wait for a later phase, or resume the run"
+        )
     ema = state.ema
     if weights == "ema" and ema is None:
         raise CheckpointError(f"{file}: has no moving average of the weights; take --weights model")

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,11 @@ from wv_train.keeper import CheckpointKeeper
 from wv_train.learner import Learner
 from wv_train.ledger import Ledger
 from wv_train.meter import Meter
+from wv_train.models import freeze_backbone
+from wv_train.new_head import draw_head
 from wv_train.optim import learning_rate, make_optimizer, set_learning_rate
 from wv_train.passes import PassChoice
+from wv_train.phase_overlays import PhaseOverlays
 from wv_train.phase_plan import PhasePlan
 from wv_train.plateau import PlateauDetector
 from wv_train.progress import RunLog
@@ -57,6 +60,10 @@ class TrainingData:
     manifest_digest: str
     bands: list[int | None]
     """Of each class."""
+    open_overlays: Callable[[int], PhaseOverlays] | None = None
+    """What they give a phase; None: nothing to any."""
+    overlays: dict[str, str] = field(default_factory=dict)
+    """Name of each → its checksum, for the checkpoint."""
     right: NDArray[np.int8] | None = None
     """(N,) 1: the label is right, 0: wrong, −1: not known. None without a truth, and on other ranks than 0."""
 
@@ -92,25 +99,14 @@ class Trainer:
         self._keeper = CheckpointKeeper(run, keep_best=max(1, recipe.keep_best)) if world.is_main else None
         self._optimizer = make_optimizer(model, recipe.optimizer)
         self._average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
-        self._guard, self._passes = ClassGuard(len(data.classes)), PassChoice()
+        self._guard, self._passes = ClassGuard(plans[0].outputs), PassChoice()
         self._learner = Learner(
             model, world=world, amp=recipe.amp, micro_batch=pace.micro_batch, compile_model=pace.compile_model
         )
         skips = any(phase.gate is not None and phase.gate.skip_visits for phase in recipe.phases)
         self._skipping = Skipping(data.samples, recipe.seed) if skips else None
         self._bands = sorted(set(data.bands), key=lambda band: (band is not None, band))
-        self._step = TrainStep(
-            learner=self._learner,
-            optimizer=self._optimizer,
-            ledger=self.ledger,
-            guard=self._guard,
-            seed=recipe.seed,
-            clip_norm=recipe.clip_norm,
-            average=self._average,
-            bands=np.array([self._bands.index(band) for band in data.bands]),
-            right=data.right,
-            skipping=self._skipping,
-        )
+        self._step = self._make_step(plans[0])
         self._plateau = PlateauDetector(recipe.phases[0].plateau)
         self._meter = Meter()
         self._best_top1: float | None = None
@@ -126,8 +122,14 @@ class Trainer:
                 self._train_phase(self.plans[self.position.phase])
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue where the checkpoint was taken; it must belong to this data and recipe."""
+        """Continue where the checkpoint was taken; it must belong to this data and recipe.
+
+        The model must have the head of the phase that comes next, or of the last one.
+        """
         self.position = Position(**checkpoint.position)
+        plan = self.plans[min(self.position.phase, len(self.plans) - 1)]
+        self._guard = ClassGuard(plan.outputs)
+        self._step = self._make_step(plan)
         self.model.load_state_dict(checkpoint.model)
         self._optimizer.load_state_dict(checkpoint.optimizer)
         if checkpoint.scaler:
@@ -170,6 +172,7 @@ class Trainer:
             "ema_updates": self._average.updates if self._average else 0,
             **({"skipping": self._skipping.state()} if self._skipping else {}),
             "targets": self._step.targets.state() if self._step.targets else None,
+            "overlay_checksums": self.data.overlays,
         }
 
     def _begin_targets(self, phase: Phase, *, classes: int) -> TargetMemory:
@@ -180,12 +183,47 @@ class Trainer:
             self._step.targets = targets
         return targets
 
+    def _make_step(self, plan: PhasePlan, targets: TargetMemory | None = None) -> TrainStep:
+        """For the model, optimiser and average of now. Bands and truth are the classes', not those of other labels."""
+        classes = plan.phase.labels is None
+        return TrainStep(
+            learner=self._learner,
+            optimizer=self._optimizer,
+            ledger=self.ledger,
+            guard=self._guard,
+            seed=self.recipe.seed,
+            clip_norm=self.recipe.clip_norm,
+            average=self._average,
+            bands=np.array([self._bands.index(band) for band in self.data.bands]) if classes else None,
+            right=self.data.right if classes else None,
+            skipping=self._skipping,
+            targets=targets,
+        )
+
+    def _begin_phase(self, plan: PhasePlan) -> None:
+        """Before the checkpoint at a phase's border, so that a checkpoint has the head of the phase that follows."""
+        self._plateau = PlateauDetector(plan.phase.plateau)
+        if not plan.new_head:
+            return
+        targets = self._step.targets
+        if plan.phase.labels != self.plans[self.position.phase - 1].phase.labels:
+            self.ledger.clear()  # its confidences were in other labels
+            self._guard, targets = ClassGuard(plan.outputs), None
+        freeze_backbone(self.model, False)
+        name, seed = self.recipe.model, self.recipe.seed
+        draw_head(self.model, name, plan.outputs, seed=seed, phase_index=self.position.phase)
+        self._learner.model_changed()
+        self._optimizer = make_optimizer(self.model, self.recipe.optimizer)
+        self._average = WeightAverage(self.model, self.recipe.ema_decay) if self.recipe.ema_decay else None
+        self._step = self._make_step(plan, targets)
+
     def _train_phase(self, plan: PhasePlan) -> None:
         if plan.phase.loss.kind == "elr":
             self._begin_targets(plan.phase, classes=len(plan.weights))
         self._learner.begin_phase(frozen=plan.phase.backbone_factor == 0)
         weights = torch.from_numpy(plan.weights).to(self.world.device)
         prior = None if plan.prior is None else torch.from_numpy(plan.prior).to(self.world.device)
+        overlays = self.data.open_overlays(self.position.phase) if self.data.open_overlays else None
         setting = StepSetting(
             class_weights=weights,
             gate=plan.phase.gate,
@@ -196,6 +234,7 @@ class Trainer:
             mixup_alpha=plan.phase.mixup_alpha,
             streams=plan.streams,
             loss=plan.phase.loss,
+            overlays=overlays,
         )
         with closing(self.data.open_phase(self.position.phase)) as loader:
             if self._loader_state is None:
@@ -220,7 +259,7 @@ class Trainer:
             self._skipping.begin_phase()
             self._guard.shown_share[:] = 1.0
         if self.position.phase < len(self.plans):
-            self._plateau = PlateauDetector(self.plans[self.position.phase].phase.plateau)
+            self._begin_phase(self.plans[self.position.phase])
         self._save()
 
     def _begin_epoch(self, plan: PhasePlan, loader: Loader) -> None:
@@ -369,8 +408,8 @@ class Trainer:
             self._meter.go()
 
     def _validate(self, phase: Phase) -> None:
-        """Evaluate on every rank; rank 0 keeps the best weights by top-1."""
-        if self.data.open_validation is None:
+        """Evaluate on every rank; rank 0 keeps the best weights by top-1. Other labels are not evaluated."""
+        if self.data.open_validation is None or phase.labels is not None:
             return
         with closing(self.data.open_validation()) as loader:
             overall = evaluate(self.model, loader, self.world).overall()
@@ -397,6 +436,7 @@ class Trainer:
             "kind": "train",
             **self._where(phase),
             **train_row(totals, self._bands),
+            **({} if phase.labels is None else {"labels": phase.labels}),
             "threshold": phase.gate.over(plan.steps).threshold(step) if phase.gate else 0.0,
             "lr_backbone": rate * phase.backbone_factor,
             "lr_head": rate * phase.head_factor,
