@@ -148,6 +148,10 @@ def command(
         console.width = _WIDTH
     if study is not None and tune:
         raise click.UsageError("--study and --tune: expected one of them")
+    if bars and (epochs or images or model or tune or study or published):
+        raise click.UsageError(
+            "--bars are for the regimes as they are: without --epochs, --images, --model and the like"
+        )
     if published:
         sets, regimes, model = ("worse", "random1"), ("published",), model or MODEL
     source = Cifar10n(data_directory)

@@ -41,8 +41,8 @@ def page(rows: Sequence[Row], verdicts: Sequence[dict[str, Any]], about: dict[st
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>wv-bench methods</title><style>{_STYLE}</style>'
         "<h1>Learning from noisy labels, side by side</h1>"
         "<p>Top-1 on clean test images after the last step, per cent: mean and standard error over seeds; where "
-        "classes differ in size, the mean of the classes. Filled: the model's weights, ring: their moving average. Bars: share "
-        "of the wrong training labels that the network gives back.</p>"
+        "classes differ in size, the mean of the classes. Filled: the model's weights, ring: their moving average. "
+        "Bars: share of the wrong training labels that the network gives back.</p>"
         f"{charts}{table}<p>{html.escape(about['processor'])}, {about['cores']} cores, Python {about['python']}</p>"
         f"<p><code>{html.escape(about['command'])}</code></p></html>\n"
     )
