@@ -34,7 +34,7 @@ from wv_bench.methods_plan import (
 from wv_bench.methods_published import MODEL, print_beside
 from wv_bench.methods_results import document, read_results, summarise
 from wv_bench.methods_run import Workers
-from wv_bench.methods_table import print_tables
+from wv_bench.methods_table import best_values, print_tables
 from wv_bench.options import Several, write_json
 
 _EXAMPLES = """\b
@@ -188,12 +188,18 @@ def command(
     rows, ensembles = summarise(results), read_ensembles(out, ensembles_of(runs, best_gate)) if plain else []
     print_tables(console, rows, held_out=tune)
     print_beside(console, rows)
+    if tune:
+        for line in best_values(rows):
+            say(line)
+    commits = list(dict.fromkeys(str(one["commit"]) for one in results))
+    if len(commits) > 1:
+        say(f"made by {len(commits)} states of the code: {', '.join(commits)}")
     verdicts = judge(results, ensembles, best_gate=best_gate) if plain else []
     if bars:
         _print_verdicts(console, verdicts)
     name = "tune" if tune else f"study-{study}" if study else "methods"
     told = [{**asdict(one), "word": one.word} for one in verdicts]
-    figures = {"machine": about, "rows": document(rows), "ensembles": ensembles, "verdicts": told}
+    figures = {"machine": about, "commits": commits, "rows": document(rows), "ensembles": ensembles, "verdicts": told}
     write_json(out / f"{name}.json", figures)
     (out / f"{name}.html").write_text(page(rows, told if bars else [], about), encoding="utf-8")
     say(f"figures: {out / name}.json, page: {out / name}.html")

@@ -19,6 +19,7 @@ from wv_bench.methods_plan import Contestant, Run, Setting, contestants_named, c
 from wv_bench.methods_recipes import METHODS
 from wv_bench.methods_results import paired, summarise
 from wv_bench.methods_run import Workers
+from wv_bench.methods_table import best_values
 from wv_bench.methods_values import VALUES, Budget
 from wv_train.recipe import recipe_from_table
 
@@ -48,6 +49,7 @@ def result(
         "gate": None,
         "kept_by_class": None,
         "cost": {"wall_s": 10.0 + seed, "cpu_s": None},
+        "commit": "abc",
         **more,
     }
 
@@ -197,6 +199,8 @@ def test_a_results_folder_is_shown_and_tuned_values_stay_apart(test_data: Path, 
 def test_labels_of_tuned_values_name_what_differs_and_the_page_takes_any(tmp_path: Path) -> None:
     labels = [one.label for one in contestants_to_tune(("gce",))("worse")]
     assert labels == ["gce", "gce gce_q=0.5", "gce gce_q=0.9"]
+    tuned = [result("gce", 0, value, label=label) for label, value in zip(labels, (0.5, 0.6, 0.55), strict=True)]
+    assert best_values(summarise(tuned))[0] == "worse memorise gce, model: best of 3: gce_q=0.5, 60.0"
     rows = summarise([result("<b>", 0, 0.5)])
     about = {"processor": "p", "cores": 1, "python": "3", "command": "c"}
     assert "<b>" not in page(rows, [], about)

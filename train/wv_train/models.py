@@ -172,7 +172,7 @@ def _check_timm_name(name: str) -> None:
     from timm.models import get_pretrained_cfg
 
     if not timm.is_model(name):
-        known = [*SMALL_MODELS, *timm.list_models()]
+        known = [*SMALL_MODELS, *CIFAR_MODELS, *timm.list_models()]
         hint = close_matches(name, known) or f"; small models here: {', '.join(SMALL_MODELS)}"
         raise ModelError(f"model {name}: neither one of wv-toolkit's nor of timm's{hint}")
     try:
