@@ -20,7 +20,7 @@ from rich.table import Table
 from wv_bench.measure import machine
 from wv_bench.methods_bars import Verdict, judge
 from wv_bench.methods_data import REGIMES, SETS, Cifar10n, make_set
-from wv_bench.methods_ensemble import ensembles_of, judge_ensembles, read_ensembles
+from wv_bench.methods_ensemble import ensemble_line, ensembles_of, judge_ensembles, read_ensembles
 from wv_bench.methods_page import page
 from wv_bench.methods_plan import (
     STUDIES,
@@ -188,6 +188,8 @@ def command(
     rows, ensembles = summarise(results), read_ensembles(out, ensembles_of(runs, best_gate)) if plain else []
     print_tables(console, rows, held_out=tune)
     print_beside(console, rows)
+    for one in ensembles:
+        say(ensemble_line(one))
     if tune:
         for line in best_values(rows):
             say(line)

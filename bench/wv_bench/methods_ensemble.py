@@ -37,6 +37,17 @@ def read_ensembles(out: Path, groups: Sequence[Sequence[Run]]) -> list[dict[str,
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
+def ensemble_line(one: Mapping[str, Any]) -> str:
+    """What came of one, for a person."""
+    weights = ", ".join(f"{weight:.2f}" for weight in one["fitted_weights"])
+    name = f"{one['set']} {one['regime']} {one['label']}, {one['weights']}"
+    others = f"equal weights {one['equal']:.1%}, best member {max(one['members']):.1%}"
+    return (
+        f"{name}: ensemble of {len(one['members'])} seeds, weights {weights}: top-1 {one['fitted']:.1%} ({others}), on "
+        f"{one['samples']:,} images that nothing was fitted on"
+    )
+
+
 def judge_ensembles(
     out: Path,
     groups: Sequence[Sequence[Run]],
