@@ -8,14 +8,20 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from wv_bench.measure import machine
+from wv_bench.methods_bars import Verdict, judge
 from wv_bench.methods_data import REGIMES, SETS, Cifar10n, make_set
+from wv_bench.methods_ensemble import ensemble_line, ensembles_of, judge_ensembles, read_ensembles
+from wv_bench.methods_page import page
 from wv_bench.methods_plan import (
     STUDIES,
     Run,
@@ -25,9 +31,10 @@ from wv_bench.methods_plan import (
     contestants_to_tune,
     plan_runs,
 )
+from wv_bench.methods_published import MODEL, print_beside
 from wv_bench.methods_results import document, read_results, summarise
 from wv_bench.methods_run import Workers
-from wv_bench.methods_table import print_tables
+from wv_bench.methods_table import best_values, print_tables
 from wv_bench.options import Several, write_json
 
 _EXAMPLES = """\b
@@ -37,6 +44,8 @@ Examples:
   wv-bench methods out --data DATA --tune --methods gate --sets worse --seeds 0
   wv-bench methods out --data DATA --show                     the tables of what is done so far
 """
+_WIDTH = 150
+"""Of tables that go to a file."""
 _NOMINAL_RATE = 1_400.0
 """Images a second of the small network in training on a core, for the estimate before any run is done."""
 
@@ -92,6 +101,15 @@ class Seeds(click.ParamType[Any]):
     "--tune", is_flag=True, help="Every value of a method's grid, scored on held-out samples with noisy labels."
 )
 @click.option("--holdout", type=click.FloatRange(0.01, 0.5), default=0.1, show_default=True, help="Of --tune.")
+@click.option(
+    "--published",
+    is_flag=True,
+    help="All images, 100 epochs, ResNet-34, on worse and random1, beside the figures of papers. For a GPU.",
+)
+@click.option("--bars", is_flag=True, help="Hold the results against the bars of the method: PASS, MISSED or missing.")
+@click.option(
+    "--best-gate", default="gate", show_default=True, metavar="METHOD", help="The gate that the bars are held against."
+)
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the regime's.")
 @click.option("--images", type=click.IntRange(100, 50_000), help="Instead of the regime's.")
 @click.option("--model", help="Instead of the small network.")
@@ -111,6 +129,9 @@ def command(
     study: str | None,
     tune: bool,
     holdout: float,
+    published: bool,
+    bars: bool,
+    best_gate: str,
     epochs: int | None,
     images: int | None,
     model: str | None,
@@ -123,8 +144,16 @@ def command(
 ) -> None:
     """Compare methods of learning from noisy labels, and write everything to OUT."""
     console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
     if study is not None and tune:
         raise click.UsageError("--study and --tune: expected one of them")
+    if bars and (epochs or images or model or tune or study or published):
+        raise click.UsageError(
+            "--bars are for the regimes as they are: without --epochs, --images, --model and the like"
+        )
+    if published:
+        sets, regimes, model = ("worse", "random1"), ("published",), model or MODEL
     source = Cifar10n(data_directory)
     setting = Setting(
         out=out.absolute(),
@@ -141,26 +170,44 @@ def command(
     if dry_run:
         _list(console, runs, jobs)
         return
-    about = machine(("torch",))
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    about, plain = machine(("torch",)), study is None and not tune
     workers = None
     if not show:
         out.mkdir(parents=True, exist_ok=True)
         with _held(out):
-            workers = Workers(
-                sets=_make_sets(out, runs, source, console),
-                machine=about,
-                jobs=jobs,
-                threads=threads,
-                say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
-            )
+            made = _make_sets(out, runs, source, console)
+            workers = Workers(sets=made, machine=about, jobs=jobs, threads=threads, say=say)
             workers.work(runs)
-    rows = summarise(read_results(run.result_file for run in runs))
+            if plain:
+                judge_ensembles(out, ensembles_of(runs, best_gate), made, say)
+    results = read_results(run.result_file for run in runs)
+    rows, ensembles = summarise(results), read_ensembles(out, ensembles_of(runs, best_gate)) if plain else []
     print_tables(console, rows, held_out=tune)
+    print_beside(console, rows)
+    for one in ensembles:
+        say(ensemble_line(one))
+    if tune:
+        for line in best_values(rows):
+            say(line)
+    commits = list(dict.fromkeys(str(one["commit"]) for one in results))
+    if len(commits) > 1:
+        say(f"made by {len(commits)} states of the code: {', '.join(commits)}")
+    verdicts = judge(results, ensembles, best_gate=best_gate) if plain else []
+    if bars:
+        _print_verdicts(console, verdicts)
     name = "tune" if tune else f"study-{study}" if study else "methods"
-    write_json(out / f"{name}.json", {"machine": about, "rows": document(rows)})
+    told = [{**asdict(one), "word": one.word} for one in verdicts]
+    figures = {"machine": about, "commits": commits, "rows": document(rows), "ensembles": ensembles, "verdicts": told}
+    write_json(out / f"{name}.json", figures)
+    (out / f"{name}.html").write_text(page(rows, told if bars else [], about), encoding="utf-8")
+    say(f"figures: {out / name}.json, page: {out / name}.html")
     if workers is not None and workers.failed:
-        told = [f"{run}: {workers.failed[run.result_file]}" for run in runs if run.result_file in workers.failed]
-        raise click.ClickException(f"{len(told)} of {len(runs)} runs failed:\n" + "\n".join(told))
+        lost = [f"{run}: {workers.failed[run.result_file]}" for run in runs if run.result_file in workers.failed]
+        raise click.ClickException(f"{len(lost)} of {len(runs)} runs failed:\n" + "\n".join(lost))
 
 
 @contextmanager
@@ -177,9 +224,8 @@ def _held(out: Path) -> Iterator[None]:
 def _make_sets(out: Path, runs: Sequence[Run], source: Cifar10n, console: Console) -> dict[tuple[str, str], Any]:
     folder = (out / "data").absolute()
     folder.mkdir(exist_ok=True)
-    wanted = {(run.data, run.regime.name): run for run in runs if not run.result_file.exists()}
-    if wanted:
-        console.print(f"data in {folder}: {', '.join(f'{data} {regime}' for data, regime in wanted)}", highlight=False)
+    wanted = {(run.data, run.regime.name): run for run in runs}
+    console.print(f"data in {folder}: {', '.join(f'{data} {regime}' for data, regime in wanted)}", highlight=False)
     return {key: make_set(folder, run.data, run.regime, source) for key, run in wanted.items()}
 
 
@@ -203,3 +249,13 @@ def _list(console: Console, runs: Sequence[Run], jobs: int) -> None:
         f"{len(runs)} runs, {len(done)} done; about {seconds / jobs / 60:.0f} minutes, {jobs} at once, by {source}",
         highlight=False,
     )
+
+
+def _print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
+    table = Table(title="bars", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("", "bar", "data", "expected", "found"):
+        table.add_column(heading)
+    for one in verdicts:
+        table.add_row(one.word, one.bar, one.data, one.expected, one.found)
+    console.print(table)
+    console.print("The bar of the suspects is judged by wv-bench suspects.", highlight=False)

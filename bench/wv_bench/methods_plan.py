@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_bench.methods_data import REGIMES, Regime, is_skewed, planned_images, runs_in
-from wv_bench.methods_recipes import CORE, GATES, METHODS, SKEW_CORE, VALUES, Budget, Method, Values
+from wv_bench.methods_recipes import CORE, GATES, METHODS, SKEW_CORE, Method
+from wv_bench.methods_values import VALUES, Budget, Values
 
 STUDIES = ("batch", "gate")
 _BATCHES = (64, 128, 256, 512, 1024)

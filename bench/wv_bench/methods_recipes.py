@@ -1,85 +1,13 @@
 """The methods that `wv-bench methods` compares: each a name, and a function from a budget to a recipe's text.
 
 All have the same network, augmentation, batch and number of optimiser steps, and a moving average of the weights beside
-the weights; what differs is written here. `VALUES` is the one place of the methods' numbers. Runs nothing.
+the weights; what differs is written here, their numbers in `methods_values`. Runs nothing.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-PEAK_LR = 0.05
-"""Of a batch of 128; scaled linearly with the batch (Goyal et al., 2017)."""
-LR_BATCH = 128
-WARMUP_FRACTION = 0.04
-"""Of all steps: a hundred where there are 2,400."""
-EMA_DECAY = 0.995
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """What all methods of a comparison share."""
-
-    images: int
-    """Training samples that an epoch is counted by."""
-    epochs: int
-    batch_size: int = 128
-    model: str = "wv_resnet_16_32_64"
-    size_px: int = 32
-    skewed: bool = False
-    """Whether the classes' sizes differ: Sun et al.'s method then has its class weights."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of a run."""
-        return max(20, round(self.images * self.epochs / self.batch_size))
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate."""
-        return PEAK_LR * self.batch_size / LR_BATCH
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Values:
-    """The methods' own numbers. They are chosen by `--tune`, on held-out samples with noisy labels."""
-
-    base_fraction: float = 0.4
-    """Share of the steps before a gate."""
-    finetune_fraction: float = 0.05
-    """Share of the steps after it."""
-    finetune_lr: float = 0.0005
-    """Of a batch of 128; the backbone's is a tenth of it."""
-    gate_kind: str = "label_average"
-    gate_unit: str = "share"
-    gate_start: float = 0.35
-    gate_end: float = 0.3
-    gate_denominator: str = "kept"
-    sun_start: float = 0.3
-    """Threshold on the top-1 confidence after the plateau; it ends at 0."""
-    agreement: float = 0.9
-    """Least ratio of the label's confidence to the largest."""
-    label_smoothing: float = 0.4
-    mixup_alpha: float = 1.0
-    gce_q: float = 0.7
-    sce_alpha: float = 0.1
-    sce_beta: float = 1.0
-    sce_log_zero: float = -4.0
-    elr_lambda: float = 3.0
-    elr_beta: float = 0.7
-    teacher_label_share: float = 0.5
-    """λ of Li et al., 2017: the given label's share of the target."""
-    balance: float = 0.5
-    """τ of the rebalanced recipes."""
-    weights: str = "sqrt"
-    """Class weights beside it."""
-
-    def changed(self) -> str:
-        """What differs from the defaults, as `name=value` with commas between; empty: nothing."""
-        pairs = ((one.name, getattr(self, one.name), one.default) for one in fields(self))
-        return ",".join(f"{name}={value}" for name, value, default in pairs if value != default)
-
-
-VALUES = Values()
+from wv_bench.methods_values import EMA_DECAY, LR_BATCH, WARMUP_FRACTION, Budget, Values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,6 +199,60 @@ def _balanced_gate(budget: Budget, values: Values) -> str:
     )
 
 
+def _decoupled(budget: Budget, values: Values) -> str:
+    head = round(values.head_fraction * budget.steps)
+    return _text(
+        budget,
+        _phase("all", budget.steps - head, lr=budget.lr, warmup=_warmup(budget)),
+        _phase("head", head, "backbone_factor = 0.0", "new_head = true", "balance = 0.0", lr=budget.lr),
+    )
+
+
+def _curriculumnet(budget: Budget, values: Values) -> str:
+    first, second = (round(part * budget.steps) for part in values.curriculum_fractions)
+
+    def tiers(most: int) -> tuple[str]:
+        lines = ('overlay = "tiers"', f"max_tier = {most}", "weights = [1.0, 0.5, 0.5]")
+        return ("\n".join(("[phases.curriculum]", *lines)),)
+
+    return _text(
+        budget,
+        _phase("easy", first, lr=budget.lr, schedule="constant", warmup=_warmup(budget), tables=tiers(1)),
+        _phase("middle", second, lr=budget.lr, schedule="constant", tables=tiers(2)),
+        _phase("all", budget.steps - first - second, lr=budget.lr, tables=tiers(3)),
+    )
+
+
+def _clusters(budget: Budget, values: Values) -> str:
+    steps, lr = budget.steps, budget.lr
+    clusters, finetune = round(values.clusters_fraction * steps), round(values.finetune_fraction * steps)
+    base = round(values.base_fraction * (steps - clusters))
+    gate = f'[phases.gate]\nkind = "top1"\nstart = {values.sun_start}\nend = 0.0'
+    low = values.finetune_lr * budget.batch_size / LR_BATCH
+    named = 'labels = "clusters"'
+    return _text(
+        budget,
+        _phase("clusters", clusters, named, lr=lr, schedule="constant", warmup=_warmup(budget)),
+        _phase("base", base, "new_head = true", lr=lr, schedule="constant"),
+        _phase("gated", steps - clusters - base - finetune, 'denominator = "all"', lr=lr, tables=(gate,)),
+        _phase("finetune", finetune, "backbone_factor = 0.1", lr=low, schedule="constant"),
+    )
+
+
+def _distill(budget: Budget, values: Values) -> str:
+    lines = ('overlay = "teacher"', f"label_share = {values.teacher_label_share}")
+    return _whole(budget, tables=("\n".join(("[phases.teacher]", *lines)),))
+
+
+_ON_CPU = ("--loader-threads", "1")
+_FEATURES = ("features", "{base}", "--shards", "{shards}", "--out", "{overlays}/features", *_ON_CPU)
+_TIERS = ("curriculum", "{overlays}/features", "--shards", "{shards}", "--out", "{overlays}/tiers")
+_TEACHER = ("teacher", "{base}", "--shards", "{shards}", "--out", "{overlays}/teacher", *_ON_CPU)
+_CLUSTERS = (
+    *("clusters", "{overlays}/features", "--shards", "{shards}", "--out", "{overlays}/clusters"),
+    *("--clusters", "{clusters}", "--pca", "32"),
+)
+
 METHODS = {
     method.name: method
     for method in (
@@ -295,9 +277,36 @@ METHODS = {
         Method(name="sce", about="symmetric cross-entropy (Wang et al., 2019)", recipe=_sce),
         Method(name="elr", about="early-learning regularisation (Liu et al., 2020)", recipe=_elr),
         Method(name="mixup_gate", about="our gate, with mixup in base and gated phase", recipe=_mixup_gate),
+        Method(
+            name="curriculumnet",
+            about="CurriculumNet (Guo et al., 2018): tiers by density of the features of `ce`, one after the other",
+            recipe=_curriculumnet,
+            base="ce",
+            annotate=(_FEATURES, _TIERS),
+        ),
+        Method(
+            name="clusters",
+            about="Sun et al., 2018, after clusters of the features of `ce`: a new head, then their gate",
+            recipe=_clusters,
+            base="ce",
+            annotate=(_FEATURES, _CLUSTERS),
+        ),
+        Method(
+            name="distill",
+            about="distillation (Li et al., 2017): the run of `gate` as the teacher",
+            recipe=_distill,
+            base="gate",
+            annotate=(_TEACHER,),
+        ),
         Method(name="weights", about="class weights alone", recipe=_weights, for_skew=True),
         Method(name="balance", about="sampling by τ alone", recipe=_balance, for_skew=True),
         Method(name="balanced", about="sampling by τ, and class weights for the rest", recipe=_balanced, for_skew=True),
+        Method(
+            name="decoupled",
+            about="a new head on the frozen backbone, classes shown alike (Kang et al., 2020)",
+            recipe=_decoupled,
+            for_skew=True,
+        ),
         Method(name="adjusted", about="logit adjustment (Menon et al., 2021)", recipe=_adjusted, for_skew=True),
         Method(
             name="balanced_gate",

@@ -109,7 +109,7 @@ def _row(
         mean_class_over_ce=paired(mine, reference, weights, "mean_class_top1"),
         kept_fraction=Estimate.of(_values(ordered, "gate", "kept_fraction")),
         kept_precision=Estimate.of(_values(ordered, "gate", "kept_precision")),
-        rare_kept_fraction=Estimate.of([kept for one in ordered if (kept := _rare_kept(one)) is not None]),
+        rare_kept_fraction=Estimate.of([kept for one in ordered if (kept := rare_kept(one)) is not None]),
         wall_ratio=Estimate.of(_cost_ratios(mine, reference, "wall_s")),
         cpu_ratio=Estimate.of(_cost_ratios(mine, reference, "cpu_s")),
         steps=float(np.mean([one["steps"] for one in ordered])),
@@ -139,7 +139,7 @@ def _cost_ratios(mine: dict[int, dict[str, Any]], other: dict[int, dict[str, Any
     return [one / two for one, two in pairs if one is not None and two]
 
 
-def _rare_kept(result: dict[str, Any]) -> float | None:
+def rare_kept(result: dict[str, Any]) -> float | None:
     """Mean kept fraction of the rarest third of the classes, where there was a gate."""
     if not result["gate"] or not result["kept_by_class"]:
         return None

@@ -185,7 +185,8 @@ class Workers:
     def _annotate(self, run: Run, data: DataSet) -> Cost:
         """Make the overlays that the method needs from its base."""
         overlays, cost = run.folder / "overlays", Cost(wall_s=0.0, cpu_s=0.0)
-        places = {"{overlays}": str(overlays), "{shards}": str(data.train)}
+        values = run.contestant.values
+        places = {"{overlays}": str(overlays), "{shards}": str(data.train), "{clusters}": str(values.clusters)}
         places |= {"{base}": str(run.base.folder / "train")} if run.base else {}
         for number, words in enumerate(run.contestant.method.annotate):
             overlays.mkdir(exist_ok=True)
@@ -292,7 +293,7 @@ def gate_facts(metrics: Path) -> dict[str, Any]:
     kept_fraction and the precisions: means over the first phase with a gate; last_…: of the last row with one.
     """
     rows = [row for row in _rows(metrics) if row["kind"] == "train"]
-    gated = [row for row in rows if row.get("threshold") is not None]
+    gated = [row for row in rows if "kept_by_band" in row]  # counted where there is a gate
     facts: dict[str, Any] = {
         "steps": rows[-1]["step"] if rows else 0,
         "guarded_steps": sum(row.get("guarded_steps", 0) for row in rows),

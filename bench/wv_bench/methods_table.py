@@ -25,6 +25,21 @@ def print_tables(console: Console, rows: Sequence[Row], *, held_out: bool = Fals
     )
 
 
+def best_values(rows: Sequence[Row]) -> list[str]:
+    """For each set, regime, method and kind of weights the values with the highest mean accuracy, a line each."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.data, row.regime, row.method, row.weights), []).append(row)
+    lines = []
+    for (data, regime, method, weights), some in groups.items():
+        best = max(some, key=lambda row: one.mean if (one := row.measures["top1"]) else 0.0)
+        values = best.label.removeprefix(method).strip() or "as they are"
+        lines.append(
+            f"{data} {regime} {method}, {weights}: best of {len(some)}: {values}, {points(best.measures['top1'])}"
+        )
+    return lines
+
+
 def _table(title: str, rows: Sequence[Row], *, skewed: bool, held_out: bool) -> Table:
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("top-1", lambda row: points(row.measures["top1"])),

@@ -98,6 +98,15 @@ def test_own_sizes_and_normalisation_are_the_models() -> None:
         make_model("resnet50.tv_in2k", 2)
 
 
+def test_cifars_resnet_34_sees_small_images_at_full_size() -> None:
+    with torch.device("meta"):
+        model = make_model("wv_resnet34_cifar", 10)
+        assert features(model, torch.zeros(2, 3, 32, 32)).shape == (2, 512)
+        assert model.forward_features(torch.zeros(2, 3, 32, 32)).shape[2:] == (4, 4)  # timm's own would see 1 × 1
+    assert own_size_px("wv_resnet34_cifar") == 32
+    assert sum(p.numel() for p in model.parameters()) == 21_282_122  # of the CIFAR form, with 10 classes
+
+
 def test_inception_v3_is_made_without_its_auxiliary_classifier() -> None:
     with torch.device("meta"):
         model = make_model("inception_v3", 3)

@@ -21,6 +21,9 @@ SMALL_MODELS = {
 }
 """Name → channels of the three stages, normalisation, activation. `_gn`: samples do not depend on their batch."""
 
+CIFAR_MODELS = {"wv_resnet34_cifar": "resnet34"}
+"""Name → timm's model that it is, with the stem of papers on CIFAR: one 3×3 convolution at full size, no pooling."""
+
 SMALL_SIZE_PX = 32
 """What the small ones were made for; they take any size from 8 px up."""
 
@@ -38,10 +41,14 @@ def make_model(name: str, classes: int) -> nn.Module:
     """
     if name in SMALL_MODELS:
         return SmallResNet(classes, *SMALL_MODELS[name])
-    _check_timm_name(name)
+    _check_timm_name(CIFAR_MODELS.get(name, name))
     import timm  # takes as long to load as torch; a small model starts without it
 
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+    model: nn.Module = timm.create_model(CIFAR_MODELS.get(name, name), pretrained=False, num_classes=classes)
+    if name in CIFAR_MODELS:
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
     return model
 
 
@@ -50,7 +57,7 @@ def own_size_px(name: str) -> int:
 
     Raises ModelError for a name that is neither ours nor timm's.
     """
-    if name in SMALL_MODELS:
+    if name in SMALL_MODELS or name in CIFAR_MODELS:
         return SMALL_SIZE_PX
     _check_timm_name(name)
     from timm.models import get_pretrained_cfg
@@ -165,7 +172,7 @@ def _check_timm_name(name: str) -> None:
     from timm.models import get_pretrained_cfg
 
     if not timm.is_model(name):
-        known = [*SMALL_MODELS, *timm.list_models()]
+        known = [*SMALL_MODELS, *CIFAR_MODELS, *timm.list_models()]
         hint = close_matches(name, known) or f"; small models here: {', '.join(SMALL_MODELS)}"
         raise ModelError(f"model {name}: neither one of wv-toolkit's nor of timm's{hint}")
     try:
