@@ -9,7 +9,10 @@ import click
 
 from wv_train.command_line import run_command
 
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS = {
+    "features": ("wv_train.annotate.cli_features", "what a run's head sees of every sample"),
+    "teacher": ("wv_train.annotate.cli_teacher", "a run's most probable classes of every sample, as soft labels"),
+}
 """Command: module, which has it as `command`, and what it makes."""
 
 
