@@ -61,7 +61,7 @@ class OverlayRows:
             OSError: it can't be written, or there is no space.
         """
         self._base = without_suffix(base)
-        self._kind, self._digest, self._commit_s = kind, manifest_digest, commit_s
+        self._kind, self.manifest_digest, self._commit_s = kind, manifest_digest, commit_s
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._part = self._base.with_name(self._base.name + ".npy.part")
         self._state = self._base.with_name(self._base.name + ".json.part")
@@ -116,7 +116,7 @@ class OverlayRows:
         overlay = Overlay(
             kind=self._kind,
             array=np.empty(0),
-            manifest_digest=self._digest,
+            manifest_digest=self.manifest_digest,
             info={**self.identity, **info},
             neutral=neutral,
         )
@@ -207,4 +207,4 @@ class OverlayRows:
         write_atomic(self._state, (json.dumps(state, indent=1, sort_keys=True) + "\n").encode())
 
     def _whole_identity(self) -> dict[str, Any]:
-        return {**self.identity, "kind": self._kind, "manifest_digest": self._digest}
+        return {**self.identity, "kind": self._kind, "manifest_digest": self.manifest_digest}

@@ -10,6 +10,8 @@ import click
 from wv_train.command_line import run_command
 
 COMMANDS = {
+    "clusters": ("wv_train.annotate.cli_clusters", "k-means of features: clusters to learn in place of classes"),
+    "curriculum": ("wv_train.annotate.cli_curriculum", "tiers of each class by density: easy, middle, hard"),
     "features": ("wv_train.annotate.cli_features", "what a run's head sees of every sample"),
     "teacher": ("wv_train.annotate.cli_teacher", "a run's most probable classes of every sample, as soft labels"),
 }
