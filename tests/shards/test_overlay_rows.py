@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,25 @@ def test_rows_that_no_note_speaks_of_are_not_taken_up(tmp_path: Path) -> None:
     (tmp_path / "features.json.part").write_bytes(note[:20])
     with opened(tmp_path / "features") as rows:
         assert (rows.done, rows.anew) == (0, "its notes cannot be read")
+
+
+def test_killed_by_the_system_it_goes_on_from_the_last_note(tmp_path: Path) -> None:
+    base = tmp_path / "features"
+    child = os.fork()
+    if not child:  # it ends here, whatever happens
+        try:
+            rows = opened(base, commit_s=1e9)
+            fill(rows, 0, 4)
+            rows.advance(4, now=True)
+            fill(rows, 4, 8)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with pytest.raises(NotADatasetError):
+        Overlay.load(base, manifest_digest=DIGEST)
+    with opened(base) as rows:
+        assert (rows.done, rows.anew) == (4, None)
+        assert (rows.array[3] == np.float16([3, 3.25, 3.5])).all()
 
 
 def test_one_process_at_a_time_makes_it_and_nobody_reads_it_before(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ def command(
     As CurriculumNet does (Guo et al., ECCV 2018): the density of a sample is the number of its class's samples nearer
     than the 60% quantile of the class's distances; three groups of densities are the tiers, 1 the densest. 0: no
     features. A killed command goes on after its last class.
+
+    Classes of more samples than --exact-up-to are compared with --references of their own, drawn by --seed. Measured on
+    5,000 images of CIFAR-10N as one class, 2,048 references give 96 to 98% of them the tier that all pairs give, 1,024
+    91 to 98%, and none a tier two away.
     """
     try:
         options = CurriculumOptions(exact_up_to=exact_up_to, references=references, seed=seed)

@@ -88,8 +88,9 @@ def make_clusters(
         if not OverlayRows.is_finished(out, **made):
             try:
                 components = _cluster_all(rows, learned, features, options, bar)
-            except TrainError:
+            except TrainError:  # of no use to go on with
                 rows.discard()
+                learned.path.unlink(missing_ok=True)
                 raise
             _save(rows, features, options, components, out)
         rows.discard()

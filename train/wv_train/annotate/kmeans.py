@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wv_train.errors import TrainError
 
 FAISS_VERSION: str = faiss.__version__
-MIN_EIGENVALUE = 1e-6
+MIN_EIGENVALUE = 1e-5
 """Directions whose variance is less than this share of the largest one's hold rounding errors, and are left out."""
 
 F32 = NDArray[np.float32]
@@ -48,10 +48,11 @@ def train_whitening(sample: F32, components: int) -> Whitening:
     """
     width = sample.shape[1]
     wanted = min(components, width, len(sample))
+    centre = sample.mean(axis=0, dtype=np.float64).astype(np.float32)  # faiss's own mean is a sum of float32
     with _threads(1):
         pca = faiss.PCAMatrix(width, wanted, -0.5)
         pca.max_points_per_d = len(sample)  # it is a sample already
-        pca.train(np.ascontiguousarray(sample))
+        pca.train(np.ascontiguousarray(sample - centre))
         eigenvalues = np.asarray(faiss.vector_to_array(pca.eigenvalues))[:wanted]
         kept = int((eigenvalues > MIN_EIGENVALUE * max(float(eigenvalues[0]), 0.0)).sum())
         if kept == 0:
@@ -59,7 +60,8 @@ def train_whitening(sample: F32, components: int) -> Whitening:
         pca.d_out = kept
         pca.prepare_Ab()
     matrix = np.asarray(faiss.vector_to_array(pca.A)).reshape(kept, width)
-    return Whitening(matrix=matrix, bias=np.asarray(faiss.vector_to_array(pca.b)))
+    bias = faiss.vector_to_array(pca.b) - matrix.astype(np.float64) @ centre
+    return Whitening(matrix=matrix, bias=bias.astype(np.float32))
 
 
 def kmeans_steps(
