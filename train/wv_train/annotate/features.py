@@ -29,8 +29,8 @@ def features_look(trained: Trained) -> Look:
     def rows(batch: Batch) -> NDArray[np.float16]:
         return _half(features(model, batch.normalized(mean, std)))
 
-    nan = float("nan")
-    return Look(kind=KIND, rows=rows, shape=(width,), dtype=np.float16, empty=nan, neutral=nan, options={})
+    # JSON has no NaN; NumPy takes the word for one.
+    return Look(kind=KIND, rows=rows, shape=(width,), dtype=np.float16, empty=np.nan, neutral="nan", options={})
 
 
 def _half(values: Tensor) -> NDArray[np.float16]:
