@@ -135,6 +135,13 @@ def test_interrupted_at_any_step_the_clusters_are_the_same(
     assert stops > 3
     assert done.resumed
     assert files(out) == whole
+    bar, _ = stopping(3)
+    with pytest.raises(KeyboardInterrupt):
+        make_clusters(features, ClusterOptions(clusters=9, seed=2), tmp_path / "changed", bar, commit_s=0.0)
+    assert (tmp_path / "changed.model.part").exists()
+    changed = make_clusters(features, options, tmp_path / "changed", quiet)
+    assert (changed.resumed, changed.anew is None) == (False, False)
+    assert files(tmp_path / "changed") == whole
     other = make_clusters(features, ClusterOptions(clusters=3, seed=1), out, quiet)
     assert len(other.sizes) == 3
 

@@ -19,7 +19,7 @@ def blob(count: int, seed: int = 0, *, far: float = 0.0) -> np.ndarray:
 
 def test_density_is_the_number_of_images_nearer_than_the_60_percent_quantile_of_the_distances() -> None:
     """By the definition, a pair at a time; far from the origin, where small differences of large numbers are lost."""
-    rows = blob(40, far=100.0)
+    rows = blob(40, far=1000.0)
     wide = rows.astype(np.float64)
     distances = [[float(((a - b) ** 2).sum()) for b in wide] for a in wide]
     limit = sorted(one for row in distances for one in row)[int(0.6 * 40 * 40)]
@@ -91,4 +91,4 @@ def test_references_find_nearly_the_tiers_of_all_pairs_and_the_same_ones_again()
     assert np.array_equal(estimated, sampled_densities(rows, 500, seed=0))
     assert not np.array_equal(estimated, sampled_densities(rows, 500, seed=1))
     everyone = sampled_densities(rows[:200], 200, seed=0)
-    assert np.abs(everyone - densities(rows[:200])).max() <= 1
+    assert np.isclose(everyone, densities(rows[:200])).mean() > 0.95  # but for pairs at the limit, by rounding

@@ -40,13 +40,13 @@ def test_fewer_rows_than_columns_are_whitened_to_what_they_span() -> None:
 
 
 def test_the_whitening_does_not_depend_on_the_number_of_threads() -> None:
-    rows = correlated(700, 60, 60)
+    rows = correlated(3000, 200, 200)
     before = faiss.omp_get_max_threads()
     found = []
     try:
         for threads in (1, 2):
             faiss.omp_set_num_threads(threads)
-            whitening = train_whitening(rows, 20)
+            whitening = train_whitening(rows, 60)
             found.append((whitening.matrix, whitening.apply(rows)))
             assert faiss.omp_get_max_threads() == threads
     finally:
