@@ -81,6 +81,7 @@ def test_the_readmes_commands_run_one_after_the_other(
     [
         *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"),
         *("docs/gpu.md", "docs/evaluation.md", "docs/recipes.md", "docs/models.md", "docs/training.md"),
+        "docs/overlays.md",
     ],
 )
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:

@@ -36,6 +36,7 @@ from wv_shards.manifest import (
     band_range,
 )
 from wv_shards.overlay import EXCLUDE, EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay, lost_exclude
+from wv_shards.overlay_rows import COMMIT_S, OverlayRows
 from wv_shards.reader import Dataset
 from wv_shards.tables import (
     DUPLICATES_FILE,
@@ -57,6 +58,7 @@ from wv_shards.writer import MAX_KEY_BYTES, FinishedShard, ShardWriter, temporar
 __all__ = [
     "APPEND_DIR",
     "BUILD_DIR",
+    "COMMIT_S",
     "DUPLICATES_FILE",
     "DUPLICATES_SCHEMA",
     "EXCLUDE",
@@ -95,6 +97,7 @@ __all__ = [
     "OutputExistsError",
     "Overlay",
     "OverlayMismatchError",
+    "OverlayRows",
     "Problem",
     "ProblemKind",
     "ShardInfo",

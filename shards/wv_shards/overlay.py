@@ -7,6 +7,8 @@ array's checksum. A pair that does not fit together is refused, so the two can't
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from wv_shards.atomic import atomic_file, fsync_directory, temporary_path
 from wv_shards.errors import CorruptDataError, FormatVersionError, NotADatasetError, OverlayMismatchError
+from wv_shards.hashing import file_checksum
 from wv_shards.manifest import DuplicatesInfo, Manifest
 
 OVERLAY_VERSION = 1
@@ -42,6 +45,8 @@ class Overlay:
     neutral: Any = None
     """What a row says of a sample that nobody has looked at yet: a value, or for records values by field; what is not
     named is 0. With it the array is extended when the data set has grown."""
+    checksum: str | None = None
+    """xxh3_128 of the `.npy` file that the array was read from; None: it was not read."""
 
     def save(self, base: Path) -> None:
         """Write `base`.npy, then `base`.json; killed at any moment, a reader finds the old overlay or the new one."""
@@ -53,34 +58,21 @@ class Overlay:
         digest = xxhash.xxh3_128()
         for part in parts:
             digest.update(part)
-        document = {
-            "overlay_version": OVERLAY_VERSION,
-            "kind": self.kind,
-            "manifest_digest": self.manifest_digest,
-            "rows": len(self.array),
-            "checksum": digest.hexdigest(),
-            "info": self.info,
-            **({} if self.neutral is None else {"neutral": self.neutral}),
-        }
-        path = _with(base, ".json")
-        with open(temporary_path(path), "wb") as file:  # ready before the array, see `_fitting`
-            file.write((json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
-        with atomic_file(_with(base, ".npy")) as file:
+        document = describe(self, rows=len(self.array), checksum=digest.hexdigest())
+        with exchanged(base, document), atomic_file(_with(base, ".npy")) as file:
             for part in parts:
                 file.write(part)
-        os.replace(temporary_path(path), path)
-        fsync_directory(path.parent)
 
     @classmethod
-    def load(cls, base: Path | str, *, manifest_digest: str, kind: str | None = None) -> Self:
+    def load(cls, base: Path | str, *, manifest_digest: str, kind: str | None = None, mapped: bool = False) -> Self:
         """Read `base`.json and `base`.npy (a `base` that ends in either suffix is understood).
 
         Args:
             base: path without suffix.
             manifest_digest: of the data set that the overlay is wanted for, and was made for.
             kind: expected kind, or None for any.
+            mapped: map the array, read-only, instead of loading it: for one that is larger than the memory. Its
+                checksum is verified by reading it through once. Whoever shrinks the file later on kills the process.
 
         Raises:
             NotADatasetError: there is no such overlay.
@@ -88,7 +80,7 @@ class Overlay:
             FormatVersionError: it was written by a newer version.
             CorruptDataError: the array is not the one that the JSON file speaks of.
         """
-        return cls._read(_without_suffix(base), {manifest_digest}, manifest_digest, kind)
+        return cls._read(without_suffix(base), {manifest_digest}, manifest_digest, kind, mapped=mapped)
 
     @classmethod
     def load_onto(cls, base: Path | str, manifest: Manifest, *, kind: str | None = None) -> Self:
@@ -104,7 +96,7 @@ class Overlay:
         Raises:
             ShardsError: as `load`; also an OverlayMismatchError where it has not a row per sample of its state.
         """
-        base = _without_suffix(base)
+        base = without_suffix(base)
         digests = {manifest.digest, *(state.digest for state in manifest.earlier)}
         found = cls._read(base, digests, manifest.digest, kind)
         array, expected = found.array, manifest.samples_at(found.manifest_digest)
@@ -125,19 +117,19 @@ class Overlay:
         return replace(found, array=array, manifest_digest=manifest.digest)
 
     @classmethod
-    def _read(cls, base: Path, digests: set[str], wanted: str, kind: str | None) -> Self:
+    def _read(cls, base: Path, digests: set[str], wanted: str, kind: str | None, *, mapped: bool = False) -> Self:
         """The pair as it is on disk, if it was made for one of `digests`."""
-        path = _with(base, ".json")
+        path, array_path = _with(base, ".json"), _with(base, ".npy")
         try:
             document = json.loads(path.read_bytes())
-            data = _with(base, ".npy").read_bytes()
+            data = b"" if mapped else array_path.read_bytes()
+            found = file_checksum(array_path) if mapped else xxhash.xxh3_128_hexdigest(data)
         except (FileNotFoundError, NotADirectoryError):
             raise NotADatasetError(f"{base}: expected an overlay, {base.name}.json and {base.name}.npy") from None
         except ValueError as error:
             raise CorruptDataError(f"{base}.json: not JSON; write the overlay again") from error
         if not isinstance(document, dict) or not document.keys() >= _NEEDED:
             raise CorruptDataError(f"{base}.json: does not describe an overlay; write the overlay again")
-        found = xxhash.xxh3_128_hexdigest(data)
         if document.get("checksum") != found:
             document = _fitting(temporary_path(path), found) or document
         if document.get("overlay_version") != OVERLAY_VERSION:
@@ -156,11 +148,41 @@ class Overlay:
             raise CorruptDataError(f"{base}.npy: checksum differs from {base.name}.json; write the overlay again")
         return cls(
             kind=document["kind"],
-            array=np.load(io.BytesIO(data), allow_pickle=False),
+            array=np.load(array_path if mapped else io.BytesIO(data), mmap_mode="r" if mapped else None),
             manifest_digest=digest,
             info=document["info"],
             neutral=document.get("neutral"),
+            checksum=found,
         )
+
+
+def describe(overlay: Overlay, *, rows: int, checksum: str) -> dict[str, Any]:
+    """What `NAME.json` says of an overlay whose array file has this checksum."""
+    return {
+        "overlay_version": OVERLAY_VERSION,
+        "kind": overlay.kind,
+        "manifest_digest": overlay.manifest_digest,
+        "rows": rows,
+        "checksum": checksum,
+        "info": overlay.info,
+        **({} if overlay.neutral is None else {"neutral": overlay.neutral}),
+    }
+
+
+@contextmanager
+def exchanged(base: Path, document: dict[str, Any]) -> Iterator[None]:
+    """Within the context `base`.npy gets its new array, by a rename; `base`.json gets `document` afterwards.
+
+    Killed at any moment, a reader finds the old pair or the new one.
+    """
+    path = _with(base, ".json")
+    with open(temporary_path(path), "wb") as file:  # ready before the array, see `_fitting`
+        file.write((json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+    yield
+    os.replace(temporary_path(path), path)
+    fsync_directory(path.parent)
 
 
 def lost_exclude(directory: Path, manifest: Manifest) -> str | None:
@@ -201,7 +223,8 @@ def _fitting(path: Path, checksum: str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and document.get("checksum") == checksum else None
 
 
-def _without_suffix(base: Path | str) -> Path:
+def without_suffix(base: Path | str) -> Path:
+    """An overlay's path, whichever of its two files was named."""
     base = Path(base)
     return base.with_suffix("") if base.suffix in (".npy", ".json") else base
 
