@@ -9,7 +9,10 @@ import click
 
 from wv_train.command_line import run_command
 
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "exclude": ("wv_train.annotate.exclude", "the worst suspects as an overlay for wv-train --exclude"),
+    "suspects": ("wv_train.annotate.suspects", "how probably each label is wrong, by a run's ledger"),
+}
 """Command: module, which has it as `command`, and what it makes."""
 
 
