@@ -135,6 +135,7 @@ function spark(history) {
     return made;
   };
   svg.setAttribute("class", "spark"); svg.setAttribute("viewBox", "0 0 100 26"); svg.setAttribute("role", "img");
+  svg.setAttribute("preserveAspectRatio", "xMinYMid");
   const said = history.map(value => value.toFixed(2)).join(", ");
   svg.setAttribute("aria-label", "confidence of the label by visit: " + said);
   part("title", {}).textContent = said;
@@ -217,5 +218,5 @@ search.addEventListener("input", fill);
 order.addEventListener("change", fill);
 document.addEventListener("keydown", move);
 fill();
-list.focus();
+list.focus({ preventScroll: true });
 """

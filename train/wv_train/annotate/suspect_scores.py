@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wv_train.ledger import history_of
-
 MIN_VISITS = 3
 """A sample that training has seen less often has no probability."""
 FACTORS = (0.4, 1.5)
@@ -24,7 +22,9 @@ _CLASS_PRIOR = 20.0
 _EM_STEPS = 100
 _FIT_SAMPLES = 200_000
 """The mixture is fitted on so many, evenly spread, where there are more."""
-_LEAST = 0.01
+_SUREST = (0.02, 0.98)
+"""Probabilities are kept between these: a ledger makes no one surer."""
+_LEAST = 0.002
 """Confidences are kept so far from 0 (and in log-odds from 1)."""
 
 
@@ -52,7 +52,7 @@ def suspicions_of(ledger: NDArray[Any], labels: NDArray[np.int64], classes: int)
     if known.size:
         rows, given = ledger[known], labels[known]
         suspicion[known] = suspicion_of(rows, given, classes)
-        probability = mixture(_log_odds(rows["label_conf_mean"].astype(np.float64)))
+        probability = np.clip(mixture(_log_odds(rows["label_conf_mean"].astype(np.float64))), *_SUREST)
         handed = np.empty(known.size)
         handed[np.argsort(suspicion[known], kind="stable")] = np.sort(probability)
         wrong[known] = handed
@@ -70,25 +70,16 @@ def suspicions_of(ledger: NDArray[Any], labels: NDArray[np.int64], classes: int)
 
 
 def suspicion_of(rows: NDArray[Any], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """(n,) of LEDGER_DTYPE, each seen once or more: how suspicious the labels are, the class's mean taken off.
+    """(n,) of LEDGER_DTYPE, each seen once or more: how suspicious the labels are; 0 is typical of the class.
 
-    It is −log of the label's confidence averaged over the visits that the ledger remembers one by one (the geometric
-    mean of the confidences). Where a ledger has no such history it is that of the mean confidence.
+    −log(c / m): c the label's confidence averaged over all visits, m the mean of c over the class. Over all visits, for
+    the last ones tell least of a label that has been learned by heart; by class, for a hard class is no wrong one.
     """
-    if "history" in (rows.dtype.names or ()):
-        history = history_of(rows)
-        remembered = np.isfinite(history)
-        logs = np.where(remembered, np.log(np.maximum(history, _LEAST)), 0.0)
-        counts = remembered.sum(axis=1)
-        mean = np.log(np.maximum(rows["label_conf_mean"], _LEAST)).astype(np.float64)
-        doubt = -np.where(counts > 0, logs.sum(axis=1) / np.maximum(counts, 1), mean)
-    else:
-        doubt = -np.log(np.maximum(rows["label_conf_mean"].astype(np.float64), _LEAST))
-    counts_of_class = np.bincount(labels, minlength=classes)
-    sums = np.bincount(labels, weights=doubt, minlength=classes)
-    typical = (sums + _CLASS_PRIOR * doubt.mean()) / (counts_of_class + _CLASS_PRIOR)  # (K,)
-    relative: NDArray[np.float64] = doubt - typical[labels]
-    return relative
+    confidence = np.maximum(rows["label_conf_mean"].astype(np.float64), _LEAST)
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.bincount(labels, weights=confidence, minlength=classes)
+    typical = (sums + _CLASS_PRIOR * confidence.mean()) / (counts + _CLASS_PRIOR)  # (K,)
+    return np.asarray(np.log(typical[labels] / confidence), dtype=np.float64)
 
 
 def mixture(values: NDArray[np.float64]) -> NDArray[np.float64]:
