@@ -26,7 +26,7 @@ def main(probabilities: Path, shards: Path, out: Path) -> None:
         scores[name][known] = get_label_quality_scores(
             labels[known], values[known].astype(np.float64), method=name, adjust_pred_probs=name != CLEANLAB_METHODS[0]
         )
-    np.savez(out, **scores)
+    np.savez(out, **scores)  # type: ignore[arg-type]  # NumPy's types take them for allow_pickle
 
 
 if __name__ == "__main__":
