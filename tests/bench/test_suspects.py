@@ -17,9 +17,7 @@ from wv_train.recipe import recipe_from_table
 
 
 def row(way: str, auroc: float, cpu_s: float) -> Row:
-    judged = Judged(
-        samples=10, wrong=4, auroc=auroc, average_precision=0.5, precision_at_1=1.0, precision_at_10=1.0
-    )
+    judged = Judged(samples=10, wrong=4, auroc=auroc, average_precision=0.5, precision_at_1=1.0, precision_at_10=1.0)
     return Row(data="worse", way=way, judged=judged, cost=Cost(wall_s=cpu_s, cpu_s=cpu_s))
 
 

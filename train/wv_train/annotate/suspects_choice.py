@@ -19,7 +19,7 @@ class Choice:
     """That the label is wrong."""
 
     def ordinals(self, wrong: NDArray[np.floating]) -> NDArray[np.int64]:
-        """Of `wrong` (N,), below 0 or NaN where unknown: the chosen ordinals, the most probable first, then by ordinal."""
+        """Of `wrong` (N,), below 0 or NaN where unknown: the chosen ordinals, most probable first, then by ordinal."""
         known = np.flatnonzero(wrong >= 0)
         order = known[np.argsort(-wrong[known], kind="stable")]
         if self.top is not None:
