@@ -25,6 +25,7 @@ COMMANDS = {
     "loader-sweep": ("wv_bench.loader_sweep", "settings of our loader against one another, on the CPU or a GPU"),
     "methods": ("wv_bench.methods", "noise-robust training: the gate and its rivals under one budget"),
     "plan": ("wv_bench.plan", "the epoch plan: exposures, shuffling, time and memory"),
+    "suspects": ("wv_bench.suspects", "wrong labels found by a ledger, against cleanlab and the last loss"),
     "train": ("wv_bench.train", "training steps on images that lie ready, and on those of the loader"),
 }
 """Command: module, which has it as `command`, and what it measures."""

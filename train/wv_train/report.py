@@ -4,7 +4,6 @@ It reads runs, shards and a truth, and gathers what the page shows; `report_page
 the sums. Nothing of a run or a data set is changed.
 """
 
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from wv_shards import CorruptDataError, Dataset, write_atomic
+from wv_shards import Dataset, write_atomic
 from wv_train.ledger import history_of
 from wv_train.report_data import (
     ReportError,
@@ -32,6 +30,7 @@ from wv_train.report_measures import measures
 from wv_train.report_page import RunReport, render_page
 from wv_train.report_settings import differences
 from wv_train.report_words import short_name
+from wv_train.thumbnail import thumbnail
 from wv_train.truth import UNKNOWN, read_true_labels
 
 GALLERY_IMAGES = 60
@@ -118,7 +117,7 @@ def _suspect(
         visits=int(row["seen"]),
         gated=int(row["gated"]),
         history=_history(run.ledger[[ordinal]]),  # type: ignore[index]
-        thumbnail=_thumbnail(dataset, ordinal),
+        thumbnail=thumbnail(dataset, ordinal, THUMBNAIL_PX),
         wrong=None if true_label == UNKNOWN else true_label != label,
         truth=_verdict(run, label, true_label),
     )
@@ -143,20 +142,6 @@ def _verdict(run: RunData, label: int, true_label: int) -> str:
     if true_label == label:
         return "label is right"
     return "shows no class" if true_label < 0 else f"shows {short_name(_class_name(run, true_label))}"
-
-
-def _thumbnail(dataset: Dataset, ordinal: int) -> bytes | None:
-    """A small JPEG of a sample; None if its bytes are damaged or no image."""
-    try:
-        image: Image.Image = Image.open(io.BytesIO(dataset.read(ordinal)))
-        image.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
-        image = image.convert("RGB")
-        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    except (CorruptDataError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=82)
-    return file.getvalue()
 
 
 def _believed(

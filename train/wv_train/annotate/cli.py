@@ -14,6 +14,8 @@ COMMANDS = {
     "curriculum": ("wv_train.annotate.cli_curriculum", "tiers of each class by density: easy, middle, hard"),
     "features": ("wv_train.annotate.cli_features", "what a run's head sees of every sample"),
     "teacher": ("wv_train.annotate.cli_teacher", "a run's most probable classes of every sample, as soft labels"),
+    "exclude": ("wv_train.annotate.exclude", "the worst suspects as an overlay for wv-train --exclude"),
+    "suspects": ("wv_train.annotate.suspects", "how probably each label is wrong, by a run's ledger"),
 }
 """Command: module, which has it as `command`, and what it makes."""
 
