@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_bench.methods_data import DataSet
-from wv_bench.methods_recipes import METHODS, VALUES, Budget
+from wv_bench.methods_recipes import METHODS
 from wv_bench.methods_run import Cost
+from wv_bench.methods_values import VALUES, Budget
 from wv_shards import EXCLUDE, Dataset, Overlay, write_atomic
 
 CLEANLAB_METHODS = ("self_confidence", "normalized_margin")
