@@ -108,7 +108,11 @@ class Seeds(click.ParamType[Any]):
 )
 @click.option("--bars", is_flag=True, help="Hold the results against the bars of the method: PASS, MISSED or missing.")
 @click.option(
-    "--best-gate", default="gate", show_default=True, metavar="METHOD", help="The gate that the bars are held against."
+    "--best-gate",
+    default="mixup_then_gate",
+    show_default=True,
+    metavar="METHOD",
+    help="The gate that the bars are held against.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the regime's.")
 @click.option("--images", type=click.IntRange(100, 50_000), help="Instead of the regime's.")

@@ -59,7 +59,7 @@ class Results:
 
 
 def judge(
-    results: Sequence[dict[str, Any]], ensembles: Sequence[Mapping[str, Any]], *, best_gate: str = "gate"
+    results: Sequence[dict[str, Any]], ensembles: Sequence[Mapping[str, Any]], *, best_gate: str
 ) -> list[Verdict]:
     """All bars but that of the suspects, which `wv-bench suspects` judges.
 
@@ -76,7 +76,7 @@ def judge(
             verdicts += [_rivals(found, data, regime, weights, best_gate) for weights in _WEIGHTS]
     skewed = [one for one in found.sets() if one[0].endswith("-skewed")] or [("worse-skewed", one) for one in _REGIMES]
     verdicts += [_rebalancing(found, data, regime) for data, regime in skewed]
-    verdicts += [_together(found, data, regime, best_gate) for data, regime in skewed]
+    verdicts += [_together(found, data, regime) for data, regime in skewed]
     return verdicts + [_ensemble(one) for one in ensembles]
 
 
@@ -147,7 +147,8 @@ def _rebalancing(found: Results, data: str, regime: str) -> Verdict:
     )
 
 
-def _together(found: Results, data: str, regime: str, gate: str) -> Verdict:
+def _together(found: Results, data: str, regime: str) -> Verdict:
+    gate = "gate"  # the one that is in `balanced_gate`
     both = found.of(data, regime, "balanced_gate")
     over = {name: paired(both, found.of(data, regime, name), "model", "mean_class_top1") for name in ("balanced", gate)}
     kept = [(rare, one["gate"]["kept_fraction"]) for one in both.values() if (rare := rare_kept(one)) is not None]

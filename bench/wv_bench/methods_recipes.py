@@ -5,7 +5,7 @@ the weights; what differs is written here, their numbers in `methods_values`. Ru
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wv_bench.methods_values import EMA_DECAY, LR_BATCH, WARMUP_FRACTION, Budget, Values
 
@@ -73,7 +73,7 @@ def _warmup(budget: Budget) -> int:
 def _split(budget: Budget, values: Values) -> tuple[int, int, int]:
     """Steps of base, gated, fine-tune."""
     base = round(values.base_fraction * budget.steps)
-    finetune = round(values.finetune_fraction * budget.steps)
+    finetune = round(values.gate_finetune_fraction * budget.steps)
     return base, budget.steps - base - finetune, finetune
 
 
@@ -156,6 +156,11 @@ def _mixup(budget: Budget, values: Values) -> str:
 def _mixup_gate(budget: Budget, values: Values) -> str:
     mixed = f"mixup_alpha = {values.mixup_alpha}"
     return _three(budget, values, base=(mixed,), gated=(mixed, _denominator(values)), gate=_gate_table(values))
+
+
+def _mixup_then_gate(budget: Budget, values: Values) -> str:
+    mixed, late = f"mixup_alpha = {values.mixup_alpha}", replace(values, base_fraction=values.mixup_base_fraction)
+    return _three(budget, late, base=(mixed,), gated=(_denominator(values),), gate=_gate_table(values))
 
 
 def _gce(budget: Budget, values: Values) -> str:
@@ -277,6 +282,7 @@ METHODS = {
         Method(name="sce", about="symmetric cross-entropy (Wang et al., 2019)", recipe=_sce),
         Method(name="elr", about="early-learning regularisation (Liu et al., 2020)", recipe=_elr),
         Method(name="mixup_gate", about="our gate, with mixup in base and gated phase", recipe=_mixup_gate),
+        Method(name="mixup_then_gate", about="mixup first, then our gate without it", recipe=_mixup_then_gate),
         Method(
             name="curriculumnet",
             about="CurriculumNet (Guo et al., 2018): tiers by density of the features of `ce`, one after the other",
@@ -318,9 +324,9 @@ METHODS = {
 }
 """By name, in the table's order."""
 
-GATES = ("gate", "agreement", "mixup_gate")
+GATES = ("gate", "agreement", "mixup_gate", "mixup_then_gate")
 RIVALS = ("gce", "sce", "elr", "mixup", "label_smoothing")
-CORE = ("ce", "sun2018", "gate", *RIVALS)
+CORE = ("ce", "sun2018", "gate", "mixup_then_gate", *RIVALS)
 """What `--methods core` runs."""
 SKEW_CORE = ("ce", "sun2018", "gate", "weights", "balance", "balanced", "adjusted", "balanced_gate")
 """The same for sets whose classes differ in size."""

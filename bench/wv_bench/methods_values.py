@@ -40,14 +40,18 @@ class Values:
 
     base_fraction: float = 0.4
     """Share of the steps before a gate."""
+    mixup_base_fraction: float = 0.6
+    """The same where mixup comes before it."""
+    gate_finetune_fraction: float = 0.0
+    """Share of the steps after a gate of ours: none, as learning all again brings the noise back."""
     finetune_fraction: float = 0.05
-    """Share of the steps after it."""
+    """The same of Sun et al.'s gate."""
     finetune_lr: float = 0.0005
     """Of a batch of 128; the backbone's is a tenth of it."""
     gate_kind: str = "label_average"
     gate_unit: str = "share"
-    gate_start: float = 0.35
-    gate_end: float = 0.3
+    gate_start: float = 0.4
+    gate_end: float = 0.35
     gate_denominator: str = "kept"
     sun_start: float = 0.3
     """Threshold on the top-1 confidence after the plateau; it ends at 0."""
