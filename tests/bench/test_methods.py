@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from wv_bench import cli
-from wv_bench.methods_bars import judge
+from wv_bench.methods_bars import Verdict, judge
 from wv_bench.methods_data import REGIMES, skewed_counts
 from wv_bench.methods_judge import on_training_images
 from wv_bench.methods_page import page
@@ -141,13 +141,18 @@ def test_differences_are_made_seed_by_seed_before_they_are_averaged() -> None:
     assert paired({0: results[0]}, {1: results[1]}, "model", "top1") is None
 
 
+def verdicts_of(results: list[dict[str, Any]]) -> list[Verdict]:
+    """With `gate` as the best gate, and no ensembles."""
+    return judge(results, [], best_gate="gate")
+
+
 @pytest.mark.parametrize(
     ("over", "word"), [((0.07, 0.08, 0.075), "PASS"), ((0.0, 0.15, 0.08), "MISSED"), ((0.05, 0.051, 0.052), "MISSED")]
 )
 def test_the_headline_bar_wants_six_points_and_three_standard_errors(over: tuple[float, ...], word: str) -> None:
     results = [result("ce", seed, 0.5) for seed in range(3)]
     results += [result("gate", seed, 0.5 + more) for seed, more in enumerate(over)]
-    verdicts = judge(results, [], best_gate="gate")
+    verdicts = verdicts_of(results)
     assert verdicts[0].word == word
     assert verdicts[1].word == "missing"  # nothing was run with the short budget
 
@@ -156,16 +161,11 @@ def test_a_collapse_or_a_rival_or_a_gated_rare_class_misses_its_bar() -> None:
     short = {"regime": "short"}
     results = [result("ce", seed, 0.7, **short) for seed in range(3)]
     good = [result("gate", seed, 0.72, **short) for seed in range(3)]
-    assert judge([*results, *good], [], best_gate="gate")[1].word == "PASS"
-    assert (
-        "collapsed: seeds 2"
-        in judge([*results, *good[:2], result("gate", 2, 0.2, **short)], [], best_gate="gate")[1].found
-    )
+    assert verdicts_of([*results, *good])[1].word == "PASS"
+    assert "collapsed: seeds 2" in verdicts_of([*results, *good[:2], result("gate", 2, 0.2, **short)])[1].found
     rivals = [result(name, seed, 0.7, **short) for name in ("gce", "sce", "elr", "mixup") for seed in range(3)]
     best = [result("label_smoothing", seed, 0.73 + 0.01 * seed, **short) for seed in range(3)]
-    words = {
-        one.data: one for one in judge([*results, *good, *rivals, *best], [], best_gate="gate") if "rival" in one.bar
-    }
+    words = {one.data: one for one in verdicts_of([*results, *good, *rivals, *best]) if "rival" in one.bar}
     assert words["worse short, model"].word == "MISSED"
     assert "over label_smoothing" in words["worse short, model"].found
     skew: dict[str, Any] = {"data": "worse-skewed"}
@@ -175,11 +175,7 @@ def test_a_collapse_or_a_rival_or_a_gated_rare_class_misses_its_bar() -> None:
         kept = [{"name": str(k), "samples": 10 + k, "kept_fraction": rare if k < 3 else 0.7} for k in range(10)]
         facts = {"gate": {"kept_fraction": 0.7, "kept_precision": None}, "kept_by_class": kept}
         both = [result("balanced_gate", seed, 0.47, **skew, **facts) for seed in range(3)]
-        found = {
-            one.bar.split(",")[0]: one.word
-            for one in judge([*skewed, *both], [], best_gate="gate")
-            if "skewed" in one.data
-        }
+        found = {one.bar.split(",")[0]: one.word for one in verdicts_of([*skewed, *both]) if "skewed" in one.data}
         assert found["sampling and class weights over neither"] == "PASS"
         assert found["gate and rebalancing better than either alone"] == word
 
