@@ -5,13 +5,13 @@ line here, for all of them.
 """
 
 import errno
-from importlib import import_module
 from typing import Any
 
 import click
 
 from wv_loader import LoaderError
 from wv_shards import ShardsError
+from wv_train.lazy_group import LazyGroup
 
 COMMANDS = {
     "components": ("wv_bench.components", "the loader's parts beside decoding: checksums, accounting, plan"),
@@ -31,22 +31,14 @@ COMMANDS = {
 """Command: module, which has it as `command`, and what it measures."""
 
 
-class _Lazy(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
-        if cmd_name not in COMMANDS:
-            return None
-        module, _ = COMMANDS[cmd_name]
+class _Benchmarks(LazyGroup):
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         try:
-            command = import_module(module).command
+            return super().get_command(ctx, cmd_name)
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"wv-bench {cmd_name} needs the package {error.name}, which is not installed"
             ) from None
-        assert isinstance(command, click.Command)
-        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,12 +51,8 @@ class _Lazy(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{where}{error.strerror or error}") from None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
 
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Benchmarks, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Measure wv-toolkit: each command prints machine, versions and a ratio against its peer in the same run."""
 

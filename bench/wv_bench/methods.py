@@ -36,6 +36,7 @@ from wv_bench.methods_results import document, read_results, summarise
 from wv_bench.methods_run import Workers
 from wv_bench.methods_table import best_values, print_tables
 from wv_bench.options import Several, write_json
+from wv_shards import write_atomic
 
 _EXAMPLES = """\b
 Examples:
@@ -207,7 +208,7 @@ def command(
     told = [{**asdict(one), "word": one.word} for one in verdicts]
     figures = {"machine": about, "commits": commits, "rows": document(rows), "ensembles": ensembles, "verdicts": told}
     write_json(out / f"{name}.json", figures)
-    (out / f"{name}.html").write_text(page(rows, told if bars else [], about), encoding="utf-8")
+    write_atomic(out / f"{name}.html", page(rows, told if bars else [], about).encode())
     say(f"figures: {out / name}.json, page: {out / name}.html")
     if workers is not None and workers.failed:
         lost = [f"{run}: {workers.failed[run.result_file]}" for run in runs if run.result_file in workers.failed]

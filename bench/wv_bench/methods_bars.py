@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wv_bench.methods_data import is_skewed
 from wv_bench.methods_recipes import RIVALS
 from wv_bench.methods_results import REFERENCE, Estimate, paired, rare_kept
 
@@ -72,7 +73,7 @@ def judge(
     verdicts = [_memorising(found, best_gate), _short(found, best_gate)]
     verdicts += [_sun(found, regime) for regime in _REGIMES]
     for data, regime in found.sets():
-        if not data.endswith("-skewed") and data != "demo":
+        if not is_skewed(data):
             verdicts += [_rivals(found, data, regime, weights, best_gate) for weights in _WEIGHTS]
     skewed = [one for one in found.sets() if one[0].endswith("-skewed")] or [("worse-skewed", one) for one in _REGIMES]
     verdicts += [_rebalancing(found, data, regime) for data, regime in skewed]

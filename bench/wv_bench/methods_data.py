@@ -19,6 +19,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from wv_bench.stage_process import last_line
+
 TRAIN_NPZ, TEST_NPZ = "cifar10n_train.npz", "cifar10n_test.npz"
 SETS = ("worse", "random1", "worse-skewed", "random1-skewed", "demo")
 SKEW = 100.0
@@ -207,6 +209,5 @@ def _ingest(*words: Any) -> None:
     command = [sys.executable, "-m", "wv_ingest.cli", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        said = lines[-1] if lines else f"ended with {done.returncode}"
+        said = last_line(done.stderr or done.stdout, f"ended with {done.returncode}")
         raise click.ClickException(f"wv-ingest {words[0]} {os.fspath(words[1])}: {said}")

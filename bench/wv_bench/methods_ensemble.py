@@ -14,6 +14,7 @@ from typing import Any
 
 from wv_bench.methods_data import DataSet, is_skewed
 from wv_bench.methods_plan import Run
+from wv_bench.stage_process import last_line
 from wv_shards import write_atomic
 
 MEMBERS = 3
@@ -70,8 +71,7 @@ def judge_ensembles(
                 [sys.executable, "-m", "wv_train.cli_eval", *words], capture_output=True, text=True, check=False
             )
             if done.returncode:
-                lines = done.stderr.strip().splitlines()
-                told = lines[-1] if lines else f"ended with {done.returncode}"
+                told = last_line(done.stderr, f"ended with {done.returncode}")
                 say(f"ensemble of {first.data} {first.regime.name} {first.label}: FAILED: {told}")
                 continue
             found = json.loads(figures.read_text())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wv_bench.methods_results import mean_of_rarest
 from wv_shards import Dataset, write_atomic
 from wv_train.distributed import World, open_world
 from wv_train.evaluate import log_probabilities
@@ -51,11 +52,9 @@ def main(run: Path, test: Path, train: Path, truth: Path, out: Path, device: str
 
 def _chosen(evaluation: dict[str, Any]) -> dict[str, Any]:
     """What of an evaluation is kept. `few_top1`: mean over the rarest third of the classes."""
-    rows = sorted(evaluation["per_class"], key=lambda row: row["training_samples"])
-    rare = [row["top1"] for row in rows[: max(1, len(rows) // 3)] if row["top1"] is not None]
     return {
         **{key: evaluation[key] for key in ("top1", "mean_class_top1", "loss", "expected_calibration_error", "step")},
-        "few_top1": float(np.mean(rare)) if rare else None,
+        "few_top1": mean_of_rarest(evaluation["per_class"], "top1", samples="training_samples"),
         "per_class": [
             {key: row[key] for key in ("name", "training_samples", "top1")} for row in evaluation["per_class"]
         ],

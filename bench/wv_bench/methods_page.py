@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from wv_bench.methods_data import is_skewed
 from wv_bench.methods_results import Estimate, Row
 
 _LABEL, _PLOT, _SHARE, _GAP, _LINE, _TOP = 170, 300, 90, 24, 22, 40
@@ -52,7 +53,7 @@ def _chart(rows: Sequence[Row], data: str) -> str:
     """A panel per regime, all with the same contestants and the same scale."""
     regimes = list(dict.fromkeys(row.regime for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
-    measure = "mean_class_top1" if data.endswith("-skewed") or data == "demo" else "top1"
+    measure = "mean_class_top1" if is_skewed(data) else "top1"
     known = [one for row in rows if (one := row.measures[measure])]
     if not known:
         return "<p>Nothing yet.</p>"

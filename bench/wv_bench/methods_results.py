@@ -143,9 +143,14 @@ def rare_kept(result: dict[str, Any]) -> float | None:
     """Mean kept fraction of the rarest third of the classes, where there was a gate."""
     if not result["gate"] or not result["kept_by_class"]:
         return None
-    rows = sorted(result["kept_by_class"], key=lambda row: row["samples"])
-    kept = [row["kept_fraction"] for row in rows[: max(1, len(rows) // 3)] if row["kept_fraction"] is not None]
-    return float(np.mean(kept)) if kept else None
+    return mean_of_rarest(result["kept_by_class"], "kept_fraction", samples="samples")
+
+
+def mean_of_rarest(classes: Sequence[dict[str, Any]], name: str, *, samples: str) -> float | None:
+    """Mean of what is known over the rarest third of the classes, by their `samples`; None: nothing is."""
+    rows = sorted(classes, key=lambda row: int(row[samples]))
+    known = [row[name] for row in rows[: max(1, len(rows) // 3)] if row[name] is not None]
+    return float(np.mean(known)) if known else None
 
 
 def document(rows: Sequence[Row]) -> list[dict[str, Any]]:

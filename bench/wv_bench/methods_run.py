@@ -8,12 +8,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,40 +20,11 @@ from numpy.typing import NDArray
 
 from wv_bench.methods_data import DataSet
 from wv_bench.methods_plan import Run
+from wv_bench.stage_process import Cost, RunError, run_stage
 from wv_shards import Dataset, Overlay, write_atomic
 from wv_train.source_version import source_commit
 
 FORMAT_VERSION = 1
-
-
-class RunError(Exception):
-    """A process of a run ended badly; the message is one line."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """Of a process and its children. None: it was interrupted, so that its time is not known."""
-
-    wall_s: float | None
-    cpu_s: float | None
-
-    @classmethod
-    def of(cls, document: dict[str, Any]) -> "Cost":
-        """From what `asdict` wrote."""
-        return cls(wall_s=document["wall_s"], cpu_s=document["cpu_s"])
-
-    def __add__(self, other: "Cost") -> "Cost":
-        walls, cpus = (self.wall_s, other.wall_s), (self.cpu_s, other.cpu_s)
-        return Cost(wall_s=_sum(walls), cpu_s=_sum(cpus))
-
-    def document(self) -> dict[str, float | None]:
-        """For JSON."""
-        return {"wall_s": self.wall_s, "cpu_s": self.cpu_s}
-
-
-def _sum(values: tuple[float | None, ...]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,35 +189,28 @@ class Workers:
 
     def _stage(self, run: Run, name: str, module: str, words: Sequence[str], *, interrupted: bool = False) -> Cost:
         """A process of the chain, unless it has ended well before. Raises RunError with its last line."""
-        done = run.folder / f"{name}.json"
-        if done.exists():
-            return Cost.of(json.loads(done.read_text()))
+        done, log = run.folder / f"{name}.json", run.folder / f"{name}.log"
+        watch = self._watched()
+        return run_stage(done, log, module, words, threads=self.threads, watch=watch, interrupted=interrupted)
+
+    @contextmanager
+    def _watched(self) -> Iterator[Callable[[int], None]]:
+        """Around a process that `_stop` is to end. Raises RunError where it has stopped already."""
         with self._change:
             if self._stopped:
                 raise RunError("stopped")
-        log, started = run.folder / f"{name}.log", time.monotonic()
-        with log.open("ab") as file:
-            process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", module, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-                start_new_session=True,  # a Ctrl-C reaches it through us, once
-            )
+        watched = set()
+
+        def begun(process: int) -> None:
+            watched.add(process)
             with self._change:
-                self._processes.add(process.pid)
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+                self._processes.add(process)
+
+        try:
+            yield begun
+        finally:
             with self._change:
-                self._processes.discard(process.pid)
-        if process.returncode:
-            lines = log.read_text(errors="replace").strip().splitlines()
-            raise RunError(lines[-1] if lines else f"{module} ended with {process.returncode}")
-        wall, cpu = time.monotonic() - started, used.ru_utime + used.ru_stime
-        cost = Cost(wall_s=None, cpu_s=None) if interrupted else Cost(wall_s=round(wall, 2), cpu_s=round(cpu, 2))
-        write_atomic(done, (json.dumps(cost.document()) + "\n").encode())
-        return cost
+                self._processes -= watched
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from wv_bench.measure import machine
 from wv_bench.methods_data import Cifar10n, Regime, make_set
-from wv_bench.methods_run import Cost
 from wv_bench.methods_values import Budget
 from wv_bench.options import STDOUT, Several, json_option, write_json
+from wv_bench.stage_process import Cost
 from wv_bench.suspects_stages import Stages
 from wv_shards import Dataset, Overlay
 from wv_train.annotate.suspects_judged import Judged, calibration_error, judge_order, reliability

@@ -3,12 +3,7 @@
 A stage that has ended leaves a file with its cost; one that was killed begins again, so that the cost is a whole one's.
 """
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +14,8 @@ from numpy.typing import NDArray
 
 from wv_bench.methods_data import DataSet
 from wv_bench.methods_recipes import METHODS
-from wv_bench.methods_run import Cost
 from wv_bench.methods_values import VALUES, Budget
+from wv_bench.stage_process import Cost, RunError, run_stage
 from wv_shards import EXCLUDE, Dataset, Overlay, write_atomic
 
 CLEANLAB_METHODS = ("self_confidence", "normalized_margin")
@@ -95,31 +90,12 @@ class Stages:
     def _stage(self, name: str, module: str, words: Sequence[str]) -> Cost:
         """A process, unless it has ended well before. Raises click's error with its last line."""
         done, log = self.folder / f"{name}.cost.json", self.folder / f"{name}.log"
-        if done.exists():
-            return Cost.of(json.loads(done.read_text()))
-        click.echo(f"{self.data.name}: {name} …", err=True)
-        started = time.monotonic()
-        with log.open("wb") as file:
-            process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", module, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-            )
-            try:
-                _, status, used = os.wait4(process.pid, 0)
-            except KeyboardInterrupt:
-                process.kill()
-                process.wait()
-                raise
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            lines = log.read_text(errors="replace").strip().splitlines()
-            raise click.ClickException(f"{name}: {lines[-1] if lines else f'ended with {process.returncode}'}")
-        cost = Cost(wall_s=round(time.monotonic() - started, 2), cpu_s=round(used.ru_utime + used.ru_stime, 2))
-        write_atomic(done, (json.dumps(cost.document()) + "\n").encode())
-        return cost
+        if not done.exists():
+            click.echo(f"{self.data.name}: {name} …", err=True)
+        try:
+            return run_stage(done, log, module, words, threads=self.threads)
+        except RunError as error:
+            raise click.ClickException(f"{name}: {error}") from None
 
 
 def stratified_folds(labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:

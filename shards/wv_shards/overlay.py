@@ -148,7 +148,9 @@ class Overlay:
             raise CorruptDataError(f"{base}.npy: checksum differs from {base.name}.json; write the overlay again")
         return cls(
             kind=document["kind"],
-            array=np.load(array_path if mapped else io.BytesIO(data), mmap_mode="r" if mapped else None),
+            array=np.load(
+                array_path if mapped else io.BytesIO(data), mmap_mode="r" if mapped else None, allow_pickle=False
+            ),
             manifest_digest=digest,
             info=document["info"],
             neutral=document.get("neutral"),

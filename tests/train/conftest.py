@@ -1,6 +1,7 @@
 """Fixtures of the trainer's tests: a tiny recipe of three phases, and batches without a loader."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wv_loader import Batch
+from wv_loader import Batch, Loader
 from wv_shards import Manifest, Overlay
 from wv_train.data import DataConfig
 from wv_train.job import Job, run_job
@@ -128,3 +129,27 @@ def shipped() -> Callable[[str], str]:
     """The text of a shipped recipe."""
     folder = resources.files("wv_train") / "recipes"
     return lambda name: (folder / f"{name}.toml").read_text(encoding="utf-8")
+
+
+_ITERATE = Loader.__iter__
+"""As it is before anything is patched, so that a later `stop_after` takes an earlier one's place."""
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int | None) -> None:
+    """A real SIGTERM arrives while the batch of the process's `step`-th step (from 1) is handed out; None: never."""
+    handed_out = 0
+
+    def interrupted(self: Loader) -> Iterator[Batch]:
+        nonlocal handed_out
+        for batch in _ITERATE(self):
+            handed_out += self.train
+            if self.train and handed_out == step:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    patch.setattr(Loader, "__iter__", interrupted)
+
+
+@pytest.fixture(scope="session", name="stop_after")
+def stop_after_fixture() -> Callable[[pytest.MonkeyPatch, int | None], None]:
+    return stop_after

@@ -1,8 +1,7 @@
 """What a gated phase leaves unread: who, how long, how many of a class; and that a resumed run is still the run."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wv_loader import Batch, Loader
 from wv_shards import Overlay
-from wv_train import job as job_module
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig
 from wv_train.errors import FieldError
@@ -223,29 +220,11 @@ def test_stopped_within_an_epoch_that_skips_and_resumed_it_is_the_same_run(
     small_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[pytest.MonkeyPatch, int | None], None],
 ) -> None:
-    handed_out = 0
-    original = job_module.open_phase_loader
-
-    def open_interrupted(*arguments: Any) -> Loader:
-        loader = original(*arguments)
-        iterate = type(loader).__iter__
-
-        class Interrupted(Loader):
-            def __iter__(self) -> Iterator[Batch]:
-                nonlocal handed_out
-                for batch in iterate(self):
-                    handed_out += 1
-                    if handed_out == 20:
-                        signal.raise_signal(signal.SIGTERM)
-                    yield batch
-
-        loader.__class__ = Interrupted
-        return loader
-
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(job_module, "open_phase_loader", open_interrupted)
+        stop_after(patched, 20)
         with pytest.raises(Stopped):
             run(table(1), small_dataset, out)
     stopped = Checkpoint.load(out / "checkpoints" / "last.pt")

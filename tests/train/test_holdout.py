@@ -1,9 +1,8 @@
 """wv-train --holdout: what is validated on is not trained on, and which samples that are follows from their keys."""
 
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from wv_loader import Batch, Loader
+from wv_loader import Loader
 from wv_shards import Dataset, Manifest, Overlay
 from wv_train import cli
 from wv_train import job as job_module
@@ -98,6 +97,7 @@ def test_a_held_out_run_is_stopped_resumed_and_evaluated(
     tmp_path: Path,
     tiny_table: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[pytest.MonkeyPatch, int | None], None],
 ) -> None:
     def job(name: str, *, resume: bool = False, holdout: float | None = FRACTION) -> Job:
         data = DataConfig(shards=small_dataset, holdout=holdout, loader_threads=1)
@@ -105,16 +105,8 @@ def test_a_held_out_run_is_stopped_resumed_and_evaluated(
         return Job(recipe=recipe, data=data, out=tmp_path / name, resume=resume, device="cpu", threads=1)
 
     run_job(job("whole"))
-    original = Loader.__iter__
-
-    def interrupted(self: Loader) -> Iterator[Batch]:
-        for number, batch in enumerate(original(self)):
-            if self.train and number == 6:
-                signal.raise_signal(signal.SIGTERM)
-            yield batch
-
     with monkeypatch.context() as patch:
-        patch.setattr(Loader, "__iter__", interrupted)
+        stop_after(patch, 7)
         with pytest.raises(Stopped):
             run_job(job("stopped"))
     for other in (None, 0.3):

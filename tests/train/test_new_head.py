@@ -1,8 +1,7 @@
 """Phases that begin with a newly drawn head: what is drawn, what begins anew, and law 6 across their borders."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wv_loader import Batch, Loader
 from wv_shards import Manifest, Overlay
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig
@@ -82,21 +80,6 @@ def whole(train: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
-    """A real SIGTERM arrives while the batch of the run's `step`-th step (from 1) is handed out."""
-    handed_out, iterate = 0, Loader.__iter__
-
-    def interrupted(self: Loader) -> Iterator[Batch]:
-        nonlocal handed_out
-        for batch in iterate(self):
-            handed_out += self.train
-            if self.train and handed_out == step:
-                signal.raise_signal(signal.SIGTERM)
-            yield batch
-
-    patch.setattr(Loader, "__iter__", interrupted)
-
-
 def _rows(out: Path) -> list[dict[str, Any]]:
     """Of metrics, without times."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -122,11 +105,16 @@ def _assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("stop", [2, 3, 7])
 def test_stopped_within_or_between_label_sets_and_resumed_it_is_the_same_run(
-    stop: int, whole: Path, train: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int,
+    whole: Path,
+    train: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[pytest.MonkeyPatch, int | None], None],
 ) -> None:
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        _stop_after(patch, stop)
+        stop_after(patch, stop)
         with pytest.raises(Stopped):
             train(out)
     last = Checkpoint.load(out / "checkpoints" / "last.pt")

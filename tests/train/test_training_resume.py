@@ -1,8 +1,7 @@
 """Law 6 in one process: stop after any step, resume, and have the very same run."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import pytest
 import torch
 from numpy.lib.recfunctions import repack_fields
 
-from wv_loader import Batch, Loader
-from wv_train import job as job_module
 from wv_train.checkpoint import Checkpoint
 from wv_train.data import DataConfig
 from wv_train.distributed import World
@@ -42,30 +39,6 @@ PLATEAU = {
 def _job(table: dict[str, Any], shards: Path, val: Path | None, out: Path, *, resume: bool = False) -> Job:
     data = DataConfig(shards=shards, val=val, loader_threads=1)
     return Job(recipe=recipe_from_table(table), data=data, out=out, resume=resume, device="cpu", threads=1)
-
-
-def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
-    """A real SIGTERM arrives while the batch of the run's `step`-th step (from 1) is handed out."""
-    handed_out = 0
-    original = job_module.open_phase_loader
-
-    def open_interrupted(*arguments: Any) -> Loader:
-        loader = original(*arguments)
-        iterate = type(loader).__iter__
-
-        class Interrupted(Loader):
-            def __iter__(self) -> Iterator[Batch]:
-                nonlocal handed_out
-                for batch in iterate(self):
-                    handed_out += 1
-                    if handed_out == step:
-                        signal.raise_signal(signal.SIGTERM)
-                    yield batch
-
-        loader.__class__ = Interrupted
-        return loader
-
-    monkeypatch.setattr(job_module, "open_phase_loader", open_interrupted)
 
 
 def _rows(out: Path) -> list[dict[str, Any]]:
@@ -151,14 +124,15 @@ def test_stopped_after_any_step_and_resumed_it_is_the_same_run(
     val_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[pytest.MonkeyPatch, int | None], None],
 ) -> None:
     out = tmp_path / "run"
-    _stop_after(monkeypatch, stop)
+    stop_after(monkeypatch, stop)
     with pytest.raises(Stopped) as caught:
         run_job(_job(table, small_dataset, val_dataset, out))
     assert caught.value.exit_code == 143
     assert Checkpoint.load(out / "checkpoints" / "last.pt").position["step"] == stop
-    _stop_after(monkeypatch, None)
+    stop_after(monkeypatch, None)
     run_job(_job(table, small_dataset, val_dataset, out, resume=True))
     assert_same_run(whole, out)
 
@@ -170,9 +144,10 @@ def test_a_validation_row_speaks_of_the_weights_at_its_step(
     val_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[pytest.MonkeyPatch, int | None], None],
 ) -> None:
     out = tmp_path / "run"
-    _stop_after(monkeypatch, 7)
+    stop_after(monkeypatch, 7)
     with pytest.raises(Stopped):
         run_job(_job(table, small_dataset, val_dataset, out))
     world = World(rank=0, size=1, device=torch.device("cpu"))
@@ -191,12 +166,11 @@ def test_a_run_stopped_again_and_again_is_the_same_run(
     val_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[pytest.MonkeyPatch, int | None], None],
 ) -> None:
     out, stops = tmp_path / "run", 0
-    original = job_module.open_phase_loader
     while True:
-        monkeypatch.setattr(job_module, "open_phase_loader", original)
-        _stop_after(monkeypatch, 11)
+        stop_after(monkeypatch, 11)
         try:
             run_job(_job(table, small_dataset, val_dataset, out, resume=stops > 0))
             break
@@ -239,12 +213,13 @@ def test_a_run_saved_in_format_1_goes_on_to_the_same_weights(
     val_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[pytest.MonkeyPatch, int | None], None],
 ) -> None:
     """Its ledger has no history of the visits before, and no gate had a guard."""
     table = tiny_table("phases.gated.steps=4", "phases.finetune.steps=2")
     whole, out = tmp_path / "whole", tmp_path / "run"
     run_job(_job(table, small_dataset, val_dataset, whole))
-    _stop_after(monkeypatch, 14)
+    stop_after(monkeypatch, 14)
     with pytest.raises(Stopped):
         run_job(_job(table, small_dataset, val_dataset, out))
     last = out / "checkpoints" / "last.pt"
@@ -254,7 +229,7 @@ def test_a_run_saved_in_format_1_goes_on_to_the_same_weights(
     state["ledger"] = torch.from_numpy(repack_fields(rows[old]).view(np.uint8))
     del state["ema"], state["trainer"]
     torch.save({**state, "format_version": 1}, last)
-    _stop_after(monkeypatch, None)
+    stop_after(monkeypatch, None)
     run_job(_job(table, small_dataset, val_dataset, out, resume=True))
     a, b = (Checkpoint.load(run / "checkpoints" / "last.pt") for run in (whole, out))
     assert all(torch.equal(value, b.model[name]) for name, value in a.model.items())

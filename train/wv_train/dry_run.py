@@ -145,7 +145,7 @@ def _memory_lines(job: Job, world: World, model: nn.Module, facts: Facts) -> Ite
     half = "; float32 here, on a GPU in bf16 or fp16 activations take about half" if dtype is None else ""
     yield f"  for a moment of the backward pass up to half of the activations more{half}"
     ledger = facts.samples * LEDGER_DTYPE.itemsize
-    elr = next((phase.loss for phase in recipe.phases if phase.loss.kind == "elr"), None)
+    elr = recipe.elr
     targets = facts.samples * target_dtype(len(facts.classes), elr.elr_top_k).itemsize if elr else 0
     remembered = f", elr's memory {_size(targets)}" if targets else ""
     pixels = _BATCHES_HELD * rank_batch * 3 * recipe.size_px**2

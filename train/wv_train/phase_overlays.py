@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from wv_loader import Batch
-from wv_shards import Manifest, Overlay, ShardsError, file_checksum
+from wv_shards import Manifest, Overlay, ShardsError
 from wv_train.curriculum import TIERS, CurriculumConfig
 from wv_train.errors import TrainError
 from wv_train.recipe import Phase
@@ -143,14 +143,14 @@ class _Reader:
         return rows
 
     def _read(self, name: str, key: str, kind: str, command: str) -> Overlay:
-        base = self._folder / name
         try:
-            overlay = Overlay.load_onto(base, self._manifest, kind=kind)
-            self.checksums[name] = file_checksum(base.with_name(f"{base.name}.npy"))
+            overlay = Overlay.load_onto(self._folder / name, self._manifest, kind=kind)
         except ShardsError as error:
             raise TrainError(
                 f"phase {self._phase.name}, {key}: {error}; `wv-annotate {command}` makes it, --overlays says where"
             ) from error
+        assert overlay.checksum is not None  # it was read
+        self.checksums[name] = overlay.checksum
         return overlay
 
     def _refuse(self, name: str, key: str, expected: str) -> TrainError:

@@ -290,6 +290,11 @@ class Recipe:
                 "streams", f"at most half of batch_size ({self.batch_size}), so that mixup finds partners", self.streams
             )
 
+    @property
+    def elr(self) -> LossConfig | None:
+        """The loss of its phases with elr, which share a memory; None: there is none."""
+        return next((phase.loss for phase in self.phases if phase.loss.kind == "elr"), None)
+
     def draws_head(self, index: int) -> bool:
         """Whether a phase begins with a newly drawn head: asked to, or because its labels are not those before it."""
         phase = self.phases[index]

@@ -158,8 +158,7 @@ class Trainer:
         if self._skipping is not None:
             self._skipping.load_state(own["skipping"])
         if (targets := own.get("targets")) is not None:  # none before a phase with elr, and in older checkpoints
-            phase = next(phase for phase in self.recipe.phases if phase.loss.kind == "elr")
-            self._begin_targets(phase, classes=targets["classes"]).load_state(targets)
+            self._begin_targets(classes=targets["classes"]).load_state(targets)
         if self._average is not None and checkpoint.ema is not None:
             self._average.load_state(checkpoint.ema, own["ema_updates"])
 
@@ -175,11 +174,12 @@ class Trainer:
             "overlay_checksums": self.data.overlays,
         }
 
-    def _begin_targets(self, phase: Phase, *, classes: int) -> TargetMemory:
+    def _begin_targets(self, *, classes: int) -> TargetMemory:
         """The memory of elr, empty where the phases before had none or other classes."""
-        targets = self._step.targets
+        targets, elr = self._step.targets, self.recipe.elr
         if targets is None or targets.classes != classes:
-            targets = TargetMemory(self.data.samples, classes=classes, top_k=phase.loss.elr_top_k)
+            assert elr is not None  # asked for by its phases
+            targets = TargetMemory(self.data.samples, classes=classes, top_k=elr.elr_top_k)
             self._step.targets = targets
         return targets
 
@@ -219,7 +219,7 @@ class Trainer:
 
     def _train_phase(self, plan: PhasePlan) -> None:
         if plan.phase.loss.kind == "elr":
-            self._begin_targets(plan.phase, classes=len(plan.weights))
+            self._begin_targets(classes=plan.outputs)
         self._learner.begin_phase(frozen=plan.phase.backbone_factor == 0)
         weights = torch.from_numpy(plan.weights).to(self.world.device)
         prior = None if plan.prior is None else torch.from_numpy(plan.prior).to(self.world.device)
@@ -273,7 +273,8 @@ class Trainer:
         if begins:
             now = gate.over(plan.steps).threshold(position.phase_step)
             skipping.choose(
-                *(self.ledger, gate),
+                self.ledger,
+                gate,
                 threshold=now,
                 labels=labels,
                 class_counts=counts,

@@ -3,11 +3,10 @@
 So what one of them needs (faiss, pyarrow) is not loaded for the others.
 """
 
-from importlib import import_module
-
 import click
 
 from wv_train.command_line import run_command
+from wv_train.lazy_group import LazyGroup
 
 COMMANDS = {
     "clusters": ("wv_train.annotate.cli_clusters", "k-means of features: clusters to learn in place of classes"),
@@ -20,23 +19,7 @@ COMMANDS = {
 """Command: module, which has it as `command`, and what it makes."""
 
 
-class _Lazy(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
-        if cmd_name not in COMMANDS:
-            return None
-        command = import_module(COMMANDS[cmd_name][0]).command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, what) for name, (_, what) in sorted(COMMANDS.items())])
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="wv-toolkit")
 def command() -> None:
     """Make overlays: files beside the shards that say something about every sample. docs/overlays.md describes each.

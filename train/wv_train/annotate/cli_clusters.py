@@ -7,6 +7,7 @@ import numpy as np
 
 from wv_train.annotate.clusters import KIND, ClusterOptions, make_clusters
 from wv_train.annotate.feature_input import open_features
+from wv_train.annotate.taken_up import say_taken_up
 from wv_train.bars import progress_bar
 from wv_train.errors import FieldError
 
@@ -53,10 +54,7 @@ def command(
     features = open_features(features_path, shards)
     out = out or features_path.with_name(KIND)
     found = make_clusters(features, options, out, progress_bar)
-    if found.anew is not None:
-        click.echo(f"begun anew, what was there was of another kind: {found.anew}", err=True)
-    elif found.resumed:
-        click.echo("taken up where it was left", err=True)
+    say_taken_up(found.anew, "taken up where it was left" if found.resumed else "")
     sizes = found.sizes
     fewer = f" ({found.asked:,} asked for)" if len(sizes) < found.asked else ""
     missing = f"; {found.without:,} samples without features" if found.without else ""

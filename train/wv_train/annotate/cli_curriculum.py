@@ -6,6 +6,7 @@ import click
 
 from wv_train.annotate.curriculum import KIND, CurriculumOptions, make_tiers
 from wv_train.annotate.feature_input import open_features
+from wv_train.annotate.taken_up import say_taken_up
 from wv_train.bars import progress_bar
 from wv_train.errors import FieldError
 
@@ -59,10 +60,7 @@ def command(
     out = out or features_path.with_name(KIND)
     with progress_bar("tiers", len(features.array)) as advance:
         found = make_tiers(features, options, out, advance)
-    if found.anew is not None:
-        click.echo(f"begun anew, what was there was of another kind: {found.anew}", err=True)
-    elif found.resumed_at:
-        click.echo(f"{found.resumed_at:,} classes were done already", err=True)
+    say_taken_up(found.anew, f"{found.resumed_at:,} classes were done already" if found.resumed_at else "")
     none, *counts = found.counts
     missing = f"; {none:,} without features" if none else ""
     sampled = f"; {found.sampled_classes:,} classes by {references:,} references" if found.sampled_classes else ""

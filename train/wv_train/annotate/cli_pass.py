@@ -10,6 +10,7 @@ import click
 from wv_loader import ENGINES
 from wv_shards import Dataset
 from wv_train.annotate.sample_pass import Look, PassConfig, look_at_samples
+from wv_train.annotate.taken_up import say_taken_up
 from wv_train.bars import progress_bar
 from wv_train.distributed import open_world
 from wv_train.errors import TrainError
@@ -79,10 +80,7 @@ def run_pass(run_path: Path, make_look: Callable[[Trained], Look], kind: str, op
     if done.finished_before:
         click.echo(f"{config.out}: is there already, made by these weights of these samples")
         return
-    if done.anew is not None:
-        click.echo(f"begun anew, what was there was of another kind: {done.anew}", err=True)
-    elif done.resumed_at:
-        click.echo(f"{done.resumed_at:,} rows were there already", err=True)
+    say_taken_up(done.anew, f"{done.resumed_at:,} rows were there already" if done.resumed_at else "")
     missing = f"; {done.bad:,} not usable, {done.excluded:,} excluded" if done.bad or done.excluded else ""
     click.echo(f"{config.out}: {kind} of {done.samples:,} samples{missing}")
 

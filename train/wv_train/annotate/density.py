@@ -2,7 +2,8 @@
 
 Guo et al., "CurriculumNet: Weakly Supervised Learning from Large-Scale Web Images", ECCV 2018: of the n² squared
 Euclidean distances of a class, d_c is the one at the 60% quantile; the density ρ of an image is the number of images
-nearer than d_c. @@ so does this, by the best division there is instead of one that k-means happens to find.
+nearer than d_c. k-means on ρ makes three tiers; so it is here, by the best division there is instead of one that
+k-means happens to find.
 """
 
 import numpy as np

@@ -1,6 +1,5 @@
 """The overlay `features` as an input: mapped, checked against its data set, read in pieces of bounded size."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_shards import Dataset, Overlay
+from wv_train.annotate.named_shards import shards_of
 from wv_train.errors import TrainError
 
 _PIECE_BYTES = 64_000_000
@@ -67,9 +67,7 @@ def open_features(base: Path, shards: Path | None) -> Features:
         ShardsError: no overlay, one of another kind or data set, or damaged; no data set.
         TrainError: an array that can't be features.
     """
-    if shards is None:
-        shards = Path(_shards_of(base))
-    with Dataset.open(shards) as dataset:
+    with Dataset.open(shards or shards_of(base, "features", "the overlay features")) as dataset:
         manifest = dataset.manifest
         found = Overlay.load(base, manifest_digest=manifest.digest, kind="features", mapped=True)
         labels = np.ascontiguousarray(dataset.index["label"], dtype=np.int32)
@@ -86,15 +84,3 @@ def open_features(base: Path, shards: Path | None) -> Features:
         identity={"features_checksum": found.checksum},
         info=found.info,
     )
-
-
-def _shards_of(base: Path) -> str:
-    path = base.with_name(base.name.removesuffix(".npy").removesuffix(".json") + ".json")
-    try:
-        return str(json.loads(path.read_bytes())["info"]["shards"])
-    except FileNotFoundError as error:
-        raise TrainError(
-            f"{base}: expected the overlay features, found none; wv-annotate features RUN makes it"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainError(f"{path}: does not say where its shards are; name them: --shards DIR") from error

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import nn
 
 from wv_loader import Batch, Loader, engine_line
-from wv_shards import COMMIT_S, EXCLUDE, Dataset, Overlay, OverlayRows
+from wv_shards import COMMIT_S, OverlayRows
 from wv_train.data import check_classes
 from wv_train.evaluate import evaluation_mode
 from wv_train.trained import Trained
@@ -95,10 +95,11 @@ def look_at_samples(
         ShardsError, LoaderError: of the data set; OutputExistsError: another process makes the same.
     """
     with _loader(trained, config, exclude=None) as loader:
-        dataset, engine = loader.dataset, loader.engine
+        dataset, engine, excluded = loader.dataset, loader.engine, loader.plan.layout.excluded
     check_classes(str(config.shards), trained.classes, [one.name for one in dataset.manifest.classes])
     tell(engine_line(engine))
-    excluded = _own_exclusions(dataset)
+    if excluded is None:
+        excluded = np.zeros(dataset.manifest.samples, dtype=np.bool_)
     made: dict[str, Any] = {
         "kind": look.kind,
         "manifest_digest": dataset.manifest.digest,
@@ -171,15 +172,7 @@ def _loader(trained: Trained, config: PassConfig, *, exclude: NDArray[np.bool_] 
     )
 
 
-def _own_exclusions(dataset: Dataset) -> NDArray[np.uint8]:
-    """(N,) 0 where the data set shows a sample."""
-    base = dataset.directory / EXCLUDE
-    if not base.with_suffix(".json").exists():
-        return np.zeros(dataset.manifest.samples, dtype=np.uint8)
-    return Overlay.load_onto(base, dataset.manifest, kind=EXCLUDE).array.astype(np.uint8)
-
-
-def _identity(trained: Trained, excluded: NDArray[np.uint8], engine: str) -> dict[str, Any]:
+def _identity(trained: Trained, excluded: NDArray[np.bool_], engine: str) -> dict[str, Any]:
     """All that decides a row, but for the data set and what is asked of the model."""
     return {
         "model": trained.recipe.model,
@@ -187,7 +180,7 @@ def _identity(trained: Trained, excluded: NDArray[np.uint8], engine: str) -> dic
         "size_px": trained.recipe.size_px,
         "eval_crop_fraction": trained.recipe.augment.eval_crop_fraction,
         "engine": engine,
-        "exclusions": xxhash.xxh3_128_hexdigest((excluded != 0).tobytes()),
+        "exclusions": xxhash.xxh3_128_hexdigest(excluded.tobytes()),
     }
 
 

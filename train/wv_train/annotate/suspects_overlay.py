@@ -3,7 +3,6 @@
 It remembers where its shards are, so that a command needs its name alone.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +10,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wv_shards import Dataset, NotADatasetError, Overlay
+from wv_shards import Dataset, Overlay
+from wv_train.annotate.named_shards import shards_of
 
 KIND = "suspects"
 SUSPECTS_DTYPE = np.dtype([("wrong", "<f4"), ("believed", "<i4")])
@@ -42,9 +42,10 @@ class SuspectsFile:
         A data set that has grown since has unknown rows at the end.
 
         Raises:
-            ShardsError: there is no such overlay or data set, or it is not that data set's.
+            ShardsError: there is no such data set, or the overlay is not of it.
+            TrainError: there is no such overlay, or it names no data set.
         """
-        where = shards or _named_shards(base)
+        where = shards or shards_of(base, KIND, f"an overlay of wv-annotate {KIND}")
         with Dataset.open(where) as dataset:
             overlay = Overlay.load_onto(base, dataset.manifest, kind=KIND)
             labels = dataset.index["label"].astype(np.int64)
@@ -71,14 +72,3 @@ def save_suspects(
     rows["believed"] = believed
     neutral = {"wrong": UNKNOWN, "believed": UNKNOWN}
     Overlay(kind=KIND, array=rows, manifest_digest=manifest_digest, info=info, neutral=neutral).save(base)
-
-
-def _named_shards(base: Path) -> Path:
-    """Where the overlay says that its shards are."""
-    file = base.with_name(base.name.removesuffix(".npy").removesuffix(".json") + ".json")
-    try:
-        return Path(json.loads(file.read_bytes())["info"]["shards"])
-    except FileNotFoundError:
-        raise NotADatasetError(f"{base}: expected an overlay of wv-annotate suspects, found no {file.name}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise NotADatasetError(f"{file}: does not say where its shards are; name them with --shards") from error

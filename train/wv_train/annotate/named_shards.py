@@ -1,0 +1,20 @@
+"""Where the shards of an overlay lie, as it says itself: so a command needs its name alone."""
+
+import json
+from pathlib import Path
+
+from wv_train.errors import TrainError
+
+
+def shards_of(base: Path, kind: str, wanted: str) -> Path:
+    """The folder that the overlay `base` of `wv-annotate KIND` names; `wanted`: what a person is told it should be.
+
+    Raises TrainError: there is no such overlay, or it names none.
+    """
+    path = base.with_name(base.name.removesuffix(".npy").removesuffix(".json") + ".json")
+    try:
+        return Path(json.loads(path.read_bytes())["info"]["shards"])
+    except FileNotFoundError as error:
+        raise TrainError(f"{base}: expected {wanted}, found none; wv-annotate {kind} RUN makes it") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"{path}: does not say where its shards are; name them: --shards DIR") from error
