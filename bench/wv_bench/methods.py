@@ -21,6 +21,7 @@ from wv_bench.measure import machine
 from wv_bench.methods_bars import Verdict, judge
 from wv_bench.methods_data import REGIMES, SETS, Cifar10n, make_set
 from wv_bench.methods_ensemble import ensemble_line, ensembles_of, judge_ensembles, read_ensembles
+from wv_bench.methods_markdown import markdown
 from wv_bench.methods_page import page
 from wv_bench.methods_plan import (
     STUDIES,
@@ -193,8 +194,9 @@ def command(
     rows, ensembles = summarise(results), read_ensembles(out, ensembles_of(runs, best_gate)) if plain else []
     print_tables(console, rows, held_out=tune)
     print_beside(console, rows)
-    for one in ensembles:
-        say(ensemble_line(one))
+    lines = [ensemble_line(one) for one in ensembles]
+    for line in lines:
+        say(line)
     if tune:
         for line in best_values(rows):
             say(line)
@@ -209,7 +211,8 @@ def command(
     figures = {"machine": about, "commits": commits, "rows": document(rows), "ensembles": ensembles, "verdicts": told}
     write_json(out / f"{name}.json", figures)
     write_atomic(out / f"{name}.html", page(rows, told if bars else [], about).encode())
-    say(f"figures: {out / name}.json, page: {out / name}.html")
+    write_atomic(out / f"{name}.md", markdown(rows, told if bars else [], lines).encode())
+    say(f"figures: {out / name}.json, page: {out / name}.html, for documents: {out / name}.md")
     if workers is not None and workers.failed:
         lost = [f"{run}: {workers.failed[run.result_file]}" for run in runs if run.result_file in workers.failed]
         raise click.ClickException(f"{len(lost)} of {len(runs)} runs failed:\n" + "\n".join(lost))

@@ -190,14 +190,18 @@ def test_memorised_is_counted_over_wrong_labels_that_are_known() -> None:
 def test_a_results_folder_is_shown_and_tuned_values_stay_apart(test_data: Path, tmp_path: Path) -> None:
     for run in plan(tmp_path, "ce", "gate"):
         run.result_file.parent.mkdir(parents=True)
-        document = result(run.label, run.seed, 0.5 + 0.05 * (run.label == "gate"), regime=run.regime.name)
-        run.result_file.write_text(json.dumps(document))
+        made = result(run.label, run.seed, 0.5 + 0.05 * (run.label == "gate"), regime=run.regime.name)
+        run.result_file.write_text(json.dumps(made))
     words = ["methods", str(tmp_path), "--data", str(test_data), "--sets", "worse", "--methods", "ce,gate"]
     shown = CliRunner().invoke(cli.main, [*words, "--show", "--bars", "--seeds", "0,1"])
     assert shown.exit_code == 0, shown.output
     assert "+5.0 ± 0.0" in shown.output
     assert len(json.loads((tmp_path / "methods.json").read_text())["rows"]) == 8
     assert "<svg" in (tmp_path / "methods.html").read_text()
+    document = (tmp_path / "methods.md").read_text()
+    assert "| gate | 55.0 ± 0.0 | +5.0 ± 0.0 |" in document
+    assert "| MISSED | gate " not in document
+    assert "| missing | mixup_then_gate over cross-entropy |" in document
     assert "0 done" in CliRunner().invoke(cli.main, [*words, "--tune", "--dry-run"]).output
 
 
