@@ -140,6 +140,11 @@ def _gate(budget: Budget, values: Values) -> str:
     return _three(budget, values, gated=(_denominator(values),), gate=_gate_table(values))
 
 
+def _gate_skip(budget: Budget, values: Values) -> str:
+    skip = f"skip_visits = {values.skip_visits}\nskip_margin = {values.skip_margin}"
+    return _three(budget, values, gated=(_denominator(values),), gate=f"{_gate_table(values)}\n{skip}")
+
+
 def _agreement(budget: Budget, values: Values) -> str:
     gate = f'[phases.gate]\nkind = "agreement"\nstart = {values.agreement}\nend = {values.agreement}'
     return _three(budget, values, gated=(_denominator(values),), gate=gate)
@@ -275,6 +280,11 @@ METHODS = {
             about="our gate: the label's confidence averaged over visits, a share of each batch",
             recipe=_gate,
         ),
+        Method(
+            name="gate_skip",
+            about="`gate`, in the loader too: what was far under it for several visits is not read",
+            recipe=_gate_skip,
+        ),
         Method(name="agreement", about="gate where the label is not nearly the prediction", recipe=_agreement),
         Method(name="label_smoothing", about="label smoothing (Szegedy et al., 2016)", recipe=_label_smoothing),
         Method(name="mixup", about="mixup (Zhang et al., 2018)", recipe=_mixup),
@@ -324,7 +334,7 @@ METHODS = {
 }
 """By name, in the table's order."""
 
-GATES = ("gate", "agreement", "mixup_gate", "mixup_then_gate")
+GATES = ("gate", "gate_skip", "agreement", "mixup_gate", "mixup_then_gate")
 RIVALS = ("gce", "sce", "elr", "mixup", "label_smoothing")
 CORE = ("ce", "sun2018", "gate", "mixup_then_gate", *RIVALS)
 """What `--methods core` runs."""

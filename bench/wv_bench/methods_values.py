@@ -53,6 +53,10 @@ class Values:
     gate_start: float = 0.4
     gate_end: float = 0.35
     gate_denominator: str = "kept"
+    skip_visits: int = 3
+    """Visits far under the gate after which the loader leaves a sample out."""
+    skip_margin: float = 0.5
+    """What is far: under this part of the threshold."""
     sun_start: float = 0.3
     """Threshold on the top-1 confidence after the plateau; it ends at 0."""
     agreement: float = 0.9
