@@ -18,12 +18,14 @@ from wv_loader.supply import default_read_ahead_bytes
 from wv_shards import write_atomic
 from wv_train.distributed import World, open_world
 from wv_train.dry_run_picture import curves_of, svg_picture, terminal_picture
-from wv_train.job import Facts, Job, opening_lines, prepare
+from wv_train.job import Job
 from wv_train.learner import amp_dtype
 from wv_train.ledger import LEDGER_DTYPE
 from wv_train.memory_estimate import ModelBytes, model_bytes
 from wv_train.models import head_parameter_ids
+from wv_train.opening import opening_lines
 from wv_train.phase_plan import PhasePlan
+from wv_train.prepare import Facts, prepare
 from wv_train.target_memory import target_dtype
 
 _BATCHES_HELD = 5
@@ -38,10 +40,11 @@ def dry_run(job: Job, picture: Path | None) -> None:
     Raises what a run would raise before its first step; OSError where the picture can't be written.
     """
     with open_world(job.device) as world:
-        model, plans, facts = prepare(job, world)
+        model, plans, facts = prepare(job.recipe, job.data, world, truth=job.truth)
         if not world.is_main:
             return
-        for line in (*opening_lines(job, world, model, plans, facts), *_lines(job, world, model, plans, facts)):
+        opening = opening_lines(job.recipe, world, model, plans, facts, compiled=job.pace.compile_model)
+        for line in (*opening, *_lines(job, world, model, plans, facts)):
             click.echo(line)
         curves = curves_of([(plan.phase, plan.steps) for plan in plans])
         if (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf"):

@@ -8,49 +8,35 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from wv_loader import Loader, LoaderStats, MetricsServer, engine_line, serve_metrics
-from wv_shards import Dataset, ShardsError, write_atomic
+from wv_loader import Loader, LoaderStats, MetricsServer, serve_metrics
+from wv_shards import ShardsError, write_atomic
 from wv_train.allocator import keep_freed_memory
 from wv_train.checkpoint import Checkpoint
-from wv_train.data import (
-    DataConfig,
-    class_counts,
-    keys_of,
-    open_phase_loader,
-    open_phase_overlays,
-    open_validation_loader,
-    read_class_weights,
-)
+from wv_train.data import DataConfig, keys_of, open_phase_loader, open_phase_overlays
 from wv_train.distributed import RANK_TIMEOUT_S, World, launch_id, lost_contact, lost_rank, open_world
 from wv_train.errors import ModelError, NonFiniteLossError, RecipeError, TrainError
-from wv_train.holdout import HeldOut
-from wv_train.learner import with_synchronized_batch_norm
 from wv_train.live_view import PhaseLength
-from wv_train.models import check_model, make_model
-from wv_train.new_head import draw_head
+from wv_train.opening import opening_lines, parameters_of
 from wv_train.phase_overlays import PhaseOverlays, check_overlays
-from wv_train.phase_plan import PhasePlan, plan_phase
+from wv_train.phase_plan import PhasePlan
+from wv_train.prepare import Facts, open_validation, prepare
 from wv_train.progress import RunLog, Screen
 from wv_train.recipe import Recipe, recipe_from_table
 from wv_train.run_directory import RunDirectory
 from wv_train.signals import Stopped
-from wv_train.source_version import source_commit, source_line
+from wv_train.source_version import source_commit
 from wv_train.table import first_difference, to_table, to_toml
 from wv_train.trainer import Pace, Trainer, TrainingData
-from wv_train.truth import read_truth
-from wv_train.weights import load_weights, read_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,32 +59,6 @@ class Job:
     rank_timeout_s: float = RANK_TIMEOUT_S
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What the training shards are, read once through the first phase's loader."""
-
-    samples: int
-    classes: list[str]
-    class_counts: list[int]
-    class_bands: list[int | None]
-    manifest_digest: str
-    engine: str
-    engine_description: str
-    """Name and version of what decodes, for a person."""
-    engine_line: str
-    """The same with the reason for it."""
-    right: NDArray[np.int8] | None = None
-    """(N,) as `read_truth` gives it, on rank 0 alone, which writes the metrics; None without a truth."""
-    pretrained_digest: str | None = None
-    """Of the file of weights that the model started from."""
-    pretrained_line: str = ""
-    """What was taken from it, for a person."""
-    held_out: HeldOut | None = None
-    """Where a part of the training shards is the validation set."""
-    overlays: dict[str, str] = field(default_factory=dict)
-    """Name of each overlay that a phase asks for → its checksum."""
-
-
 def run_job(job: Job) -> None:
     """Train to the end.
 
@@ -115,7 +75,9 @@ def run_job(job: Job) -> None:
     with open_world(job.device, rank_timeout_s=job.rank_timeout_s) as world, ExitStack() as cleanup:
         if world.device.type == "cpu":
             keep_freed_memory()
-        model, plans, facts = prepare(job, world, checkpoint)
+        model, plans, facts = prepare(
+            job.recipe, job.data, world, truth=job.truth, checkpoint=checkpoint, saved_at=run.last
+        )
         if job.resume and checkpoint is None:
             _check_pretrained(run, job, facts)
         if job.resume:
@@ -124,7 +86,7 @@ def run_job(job: Job) -> None:
         screen = Screen()
         metrics = cleanup.enter_context(_serve_metrics(job, world))
         say = screen.say if world.is_main else _silent
-        for line in opening_lines(job, world, model, plans, facts):
+        for line in opening_lines(job.recipe, world, model, plans, facts, compiled=job.pace.compile_model):
             say(line)
         if checkpoint is not None:
             _say_resumed(checkpoint, world, plans, say)
@@ -184,119 +146,6 @@ def _train(trainer: Trainer, job: Job, world: World, run: RunDirectory, say: Cal
         raise TrainError(f"{lost_rank(error, where)}; resume with: {resume_command(job, world)}") from error
 
 
-def prepare(job: Job, world: World, checkpoint: Checkpoint | None = None) -> tuple[nn.Module, list[PhasePlan], Facts]:
-    """Open every loader once and make the model: all that can be refused before anything is written.
-
-    Raises TrainError where the training shards are not those of `checkpoint`.
-    """
-    plans = []
-    facts: Facts | None = None
-    data = replace(job.data, quarantine=None)  # its folder is not there yet
-    checksums: dict[str, str] = {}
-    for index, phase in enumerate(job.recipe.phases):
-        overlays = open_phase_overlays(data, job.recipe, index)
-        checksums |= overlays.checksums
-        with closing(open_phase_loader(data, job.recipe, index, world, overlays)) as loader:
-            facts = facts or _facts(loader, data)
-            path = phase.class_weights_file
-            given = read_class_weights(Path(path), facts.classes) if path else None
-            new_head = job.recipe.draws_head(index)
-            plans.append(plan_phase(phase, loader, given, overlays=overlays, new_head=new_head))
-        del overlays  # of millions of samples
-    assert facts is not None  # a recipe has a phase
-    facts = replace(facts, overlays=checksums)
-    if checkpoint is not None:
-        checkpoint.check_data(RunDirectory(job.out).last, manifest_digest=facts.manifest_digest, classes=facts.classes)
-    if job.truth is not None and world.is_main:
-        with Dataset.open(job.data.shards) as dataset:
-            facts = replace(facts, right=read_truth(job.truth, dataset))
-    if job.data.validates:
-        with closing(_open_validation(job, world, facts)) as validation:
-            if job.data.holdout is not None:
-                facts = replace(facts, held_out=HeldOut.of(job.data.holdout, facts.class_counts, validation))
-    torch.manual_seed(job.recipe.seed)
-    first = min(checkpoint.position["phase"], len(plans) - 1) if checkpoint is not None else 0
-    outputs, names = plans[first].outputs, facts.classes
-    if job.recipe.phases[first].labels is not None:
-        names = [f"cluster {number}" for number in range(outputs)]  # no file has a head of these
-    model = make_model(job.recipe.model, outputs)
-    if job.recipe.pretrained and checkpoint is None:  # which holds all weights
-        weights = read_weights(Path(job.recipe.pretrained))
-        line = load_weights(model, weights, names)
-        facts = replace(facts, pretrained_digest=weights.digest, pretrained_line=line)
-    if plans[0].new_head and checkpoint is None:
-        draw_head(model, job.recipe.model, outputs, seed=job.recipe.seed, phase_index=0)
-    model = model.to(world.device).to(memory_format=torch.channels_last)  # as the loader's images
-    if job.recipe.sync_batch_norm:
-        model = with_synchronized_batch_norm(model, world)
-    check_model(model, job.recipe.model, size_px=job.recipe.size_px, classes=outputs, device=world.device)
-    return model, plans, facts
-
-
-def opening_lines(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], facts: Facts) -> list[str]:
-    """What runs here, for a person: engine, device, world, batch, classes, imbalance, seed, model, phases."""
-    recipe = job.recipe
-    counts = np.array(facts.class_counts)
-    some = counts[counts > 0]
-    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-    lines = [
-        facts.engine_line,
-        f"device {device}, world size {world.size}, global batch {recipe.batch_size}, "
-        f"torch threads {torch.get_num_threads()}, seed {recipe.seed}",
-        f"{int(counts.sum()):,} samples in {len(counts):,} classes, {some.min():,} to {some.max():,} a class "
-        f"(imbalance {some.max() / some.min():.1f})",
-        f"model {recipe.model}: {_parameters(model):,} parameters, {recipe.size_px} px",
-        source_line(),
-    ]
-    if facts.pretrained_line:
-        lines.append(facts.pretrained_line)
-    elif not recipe.pretrained and not any(phase.backbone_factor for phase in recipe.phases):
-        lines.append("warning: every phase freezes the backbone, which stays as it was drawn; start with --pretrained")
-    if facts.held_out is not None:
-        lines += facts.held_out.lines()
-    if empty := int((counts == 0).sum()):
-        lines.append(f"warning: {empty:,} classes have no sample and will not be learned")
-    if job.pace.compile_model:
-        lines.append("the model is compiled: the first steps take minutes, and a signal is granted after them")
-    return [*lines, *(_phase_line(plan) for plan in plans)]
-
-
-def _phase_line(plan: PhasePlan) -> str:
-    """Length, rates, and whatever is not as usual."""
-    phase, gate = plan.phase, plan.phase.gate
-    parts = [f"at most {plan.steps:,} steps" if phase.until else f"{plan.steps:,} steps"]
-    parts.append(f"lr {phase.lr:g} {phase.schedule}")
-    if phase.backbone_factor == 0:
-        parts.append("backbone frozen")
-    elif (phase.backbone_factor, phase.head_factor) != (1.0, 1.0):
-        parts.append(f"of it {phase.backbone_factor:g} for the backbone and {phase.head_factor:g} for the head")
-    if phase.labels is not None:
-        parts.append(f"learns the {plan.outputs:,} clusters of {phase.labels}, not validated")
-    if plan.new_head:
-        parts.append("new head")
-    if (curriculum := phase.curriculum) is not None:
-        weights = ", ".join(f"{weight:g}" for weight in curriculum.weights[: curriculum.max_tier])
-        parts.append(f"tiers up to {curriculum.max_tier} of {curriculum.overlay}, weights {weights}")
-    if (teacher := phase.teacher) is not None:
-        parts.append(f"soft labels of {teacher.overlay}, label share {teacher.label_share:g}")
-    parts += [f"balance {phase.balance:g}", f"class weights {phase.class_weights}"]
-    if phase.logit_prior != "none":
-        parts.append(f"logit prior {phase.logit_prior}")
-    if phase.loss.kind != "cross_entropy":
-        parts.append(f"loss {phase.loss}")
-    if phase.label_smoothing:
-        parts.append(f"label smoothing {phase.label_smoothing:g}")
-    if phase.mixup_alpha:
-        parts.append(f"mixup {phase.mixup_alpha:g}")
-    if gate is not None:
-        unit = "a share of " if gate.unit == "share" else ""
-        parts.append(f"gate {gate.kind} {unit}{gate.start:g} to {gate.end:g} ({gate.schedule})")
-        parts.append("loss over the kept" if phase.denominator == "kept" else "loss over all")
-        if gate.skip_visits:
-            parts.append(f"not read after {gate.skip_visits} visits far under it")
-    return f"phase {phase.name}: {', '.join(parts)}"
-
-
 def should_resume(run: RunDirectory, resume: str | None) -> bool:
     """Whether to go on with a run: "must" always, "auto" where there is one; None where this launch began it.
 
@@ -340,19 +189,6 @@ def _check_pretrained(run: RunDirectory, job: Job, facts: Facts) -> None:
         )
 
 
-def _facts(loader: Loader, data: DataConfig) -> Facts:
-    return Facts(
-        samples=loader.num_samples,
-        classes=list(loader.class_names),
-        class_counts=class_counts(data).tolist(),
-        class_bands=list(loader.class_bands),
-        manifest_digest=loader.manifest_digest,
-        engine=loader.engine.name,
-        engine_description=loader.engine.description,
-        engine_line=engine_line(loader.engine),
-    )
-
-
 def _serve_metrics(job: Job, world: World) -> AbstractContextManager[MetricsServer | None]:
     if job.metrics_port is None:
         return nullcontext()
@@ -375,26 +211,14 @@ def _training_data(job: Job, world: World, facts: Facts, metrics: MetricsServer 
         open_phase=open_phase,
         open_overlays=open_overlays,
         overlays=facts.overlays,
-        open_validation=(lambda: _open_validation(job, world, facts)) if job.data.validates else None,
+        open_validation=(lambda: open_validation(job.recipe, job.data, world, facts.classes))
+        if job.data.validates
+        else None,
         samples=facts.samples,
         classes=facts.classes,
         manifest_digest=facts.manifest_digest,
         bands=facts.class_bands,
         right=facts.right,
-    )
-
-
-def _open_validation(job: Job, world: World, facts: Facts) -> Loader:
-    shards, exclude = job.data.validated_on()
-    return open_validation_loader(
-        shards,
-        job.recipe,
-        world,
-        classes=facts.classes,
-        exclude=exclude,
-        engine=job.data.engine,
-        threads=job.data.loader_threads,
-        bad_budget=job.data.bad_budget,
     )
 
 
@@ -439,7 +263,7 @@ def _info(job: Job, world: World, model: nn.Module, plans: list[PhasePlan], fact
         },
         "engine": facts.engine,
         "engine_description": facts.engine_description,
-        "parameters": _parameters(model),
+        "parameters": parameters_of(model),
         "pretrained_digest": facts.pretrained_digest,
     }
 
@@ -472,10 +296,6 @@ def _save_batches(run: RunDirectory, job: Job, error: NonFiniteLossError) -> Non
             keys = []  # the ordinals alone must do
         rows.append({"step": batch.step, "ordinals": batch.ordinals, "keys": keys})
     write_atomic(run.nonfinite, (json.dumps({"batches": rows}, indent=1) + "\n").encode())
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _silent(_text: str) -> None:
