@@ -4,7 +4,6 @@ It counts, saves, validates and stops; the numbers of a step are made in `step`,
 Everything that decides a weight is a function of the position, so a resumed run is the run.
 """
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wv_loader import Batch, Loader, LoaderStats
+from wv_loader import Batch, Loader
 from wv_train.checkpoint import Checkpoint, Position
 from wv_train.distributed import World
 from wv_train.ema import WeightAverage
@@ -43,10 +42,8 @@ from wv_train.skipping import Skipping
 from wv_train.step import Place, StepResult, TrainStep
 from wv_train.table import to_table
 from wv_train.target_memory import TargetMemory
-from wv_train.totals import Totals, train_row
-
-_FEW = 0.1
-"""A gate that keeps less is more likely to collapse (it learns from little, so it believes little) than to choose."""
+from wv_train.totals import Totals
+from wv_train.training_rows import TrainingRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +103,7 @@ class Trainer:
         skips = any(phase.gate is not None and phase.gate.skip_visits for phase in recipe.phases)
         self._skipping = Skipping(data.samples, recipe.seed) if skips else None
         self._bands = sorted(set(data.bands), key=lambda band: (band is not None, band))
+        self._rows = TrainingRows(log, world, self._bands)
         self._step = self._make_step(plans[0])
         self._plateau = PlateauDetector(recipe.phases[0].plateau)
         self._meter = Meter()
@@ -218,6 +216,7 @@ class Trainer:
         self._step = self._make_step(plan, targets)
 
     def _train_phase(self, plan: PhasePlan) -> None:
+        self._rows.at(self.position, plan.phase)
         if plan.phase.loss.kind == "elr":
             self._begin_targets(classes=plan.outputs)
         self._learner.begin_phase(frozen=plan.phase.backbone_factor == 0)
@@ -238,7 +237,7 @@ class Trainer:
         )
         with closing(self.data.open_phase(self.position.phase)) as loader:
             if self._loader_state is None:
-                self._event("start")
+                self._rows.event("start")
             else:
                 loader.load_state_dict(self._loader_state, skip=self._skipping.mask if self._skipping else None)
             self._meter.opened(loader.stats.wait_seconds_total)
@@ -246,11 +245,11 @@ class Trainer:
                 self._begin_epoch(plan, loader)
                 epoch, before = self.position.epoch, loader.stats.snapshot()
                 self._train_epoch(plan, loader, setting)
-                self._log_loading(plan.phase, epoch, loader.stats.since(before))
-            self._log_totals(plan, loader)
+                self._rows.loading(epoch, loader.stats.since(before))
+            self._log_steps(plan, loader)
         self._validate(plan.phase)
         settled = plan.phase.until == "plateau" and self._plateau.reached
-        self._event("end", reason="plateau" if settled else "steps")
+        self._rows.event("end", reason="plateau" if settled else "steps")
         self.position.phase += 1
         self.position.phase_step = self.position.epoch = self.position.epoch_step = 0
         self._loader_state = None
@@ -287,7 +286,7 @@ class Trainer:
         self._guard.shown_share = skipping.shown_share(labels, counts)
         if begins:
             self.ledger.skip(left_out)
-            self._write({"kind": "skip", **self._where(plan.phase), **row})
+            self._rows.row("skip", **row)
         if self._log:
             info = {"phase": plan.phase.name, "epoch": position.epoch, "step": position.step}
             skipping.save(self._run.skipped, self.data.manifest_digest, info)
@@ -309,7 +308,7 @@ class Trainer:
                 self._keeper.check()
             self._judge_loss(plan.phase, result)
             if position.step % self.recipe.log_every_steps == 0:
-                self._log_totals(plan, loader)
+                self._log_steps(plan, loader)
             if self._log:
                 self._log.screen.step(plan.phase.name, position.step, position.phase_step)
             if result.stop_signal or self._save_due():
@@ -348,7 +347,7 @@ class Trainer:
         self._nonfinite.append(NonFiniteBatch(step=step, ordinals=[int(o) for o in result.ordinals if o >= 0]))
         found = len(self._nonfinite)
         if found < self.recipe.max_nonfinite_steps:
-            self._warn(phase, f"the loss of step {step:,} is NaN or infinite; nothing was learned from it")
+            self._rows.warn(f"the loss of step {step:,} is NaN or infinite; nothing was learned from it")
             return
         times = f" {found} times in a row" if found > 1 else ""
         raise NonFiniteLossError(
@@ -418,71 +417,17 @@ class Trainer:
                 averaged = evaluate(self._average.model, loader, self.world).overall()
                 overall |= {f"ema_{name}": value for name, value in averaged.items() if name != "samples"}
         self._learner.begin_phase(frozen=phase.backbone_factor == 0)  # evaluation has changed the mode of its layers
-        self._write({"kind": "val", **self._where(phase), **overall})
+        self._rows.row("val", **overall)
         score = overall.get("ema_top1", overall["top1"])
         self._best_top1 = score if self._best_top1 is None else max(score, self._best_top1)
         if self._keeper and self.recipe.keep_best and self._keeper.wants(score):
             self._keeper.save_best(self._checkpoint(), score, self.position.step)
 
-    def _log_totals(self, plan: PhasePlan, loader: Loader) -> None:
+    def _log_steps(self, plan: PhasePlan, loader: Loader) -> None:
         """Write the row of the steps since the last one, and begin anew."""
-        totals, phase = self._meter.totals, plan.phase
-        if not totals.steps:
+        if not self._meter.totals.steps:
             return
-        step = self.position.phase_step - 1
-        rate = learning_rate(phase, step, plan.steps)
-        moved = totals.steps - totals.zero_steps - totals.nonfinite_steps
-        norm_sum = float(self._step.grad_norm_sum)
-        row: dict[str, object] = {
-            "kind": "train",
-            **self._where(phase),
-            **train_row(totals, self._bands),
-            **({} if phase.labels is None else {"labels": phase.labels}),
-            "threshold": phase.gate.over(plan.steps).threshold(step) if phase.gate else 0.0,
-            "lr_backbone": rate * phase.backbone_factor,
-            "lr_head": rate * phase.head_factor,
-            **self._meter.speed(loader.stats.wait_seconds_total),
-            "samples": self.position.samples,
-        }
-        if self.recipe.clip_norm and moved and math.isfinite(norm_sum):
-            row["grad_norm"] = norm_sum / moved
-        self._write(row)
-        if phase.gate and totals.kept < max(_FEW, phase.gate.min_kept_fraction) * totals.samples:
-            self._warn(
-                phase,
-                f"the gate keeps {totals.kept:,} of {totals.samples:,} samples; lower phases.{phase.name}.gate.start, "
-                'or gate a share of each batch (gate.unit = "share")',
-            )
-        self._step.grad_norm_sum.zero_()
-        self._meter.begin(loader.stats.wait_seconds_total)
-
-    def _log_loading(self, phase: Phase, epoch: int, here: LoaderStats) -> None:
-        """Say which stage was slow in the rest of an epoch that was just trained, over all ranks."""
-        if not here.batches:  # resumed at the epoch's end
-            return
-        row = torch.tensor([here.as_row()], dtype=torch.float64, device=self.world.device)
-        rows = self.world.all_gather(row).flatten(0, 1).tolist()  # (W, 1, F) → (W, F)
-        whole = LoaderStats.from_rows(rows)
-        self._write({"kind": "loader", **self._where(phase), "epoch": epoch, **whole.as_dict()})
-        if self._log:
-            line = f"phase {phase.name}, epoch {epoch}: {whole}"
-            if self.world.size > 1:  # all wait for the slowest, whose loader alone may be slow
-                ranks = [LoaderStats.from_rows([row]) for row in rows]
-                worst = max(range(len(ranks)), key=lambda rank: ranks[rank].wait_fraction)
-                line += f"; rank {worst} waited most: {ranks[worst].wait_fraction:.1%}, {ranks[worst].verdict}"
-            self._log.screen.say(line)
-
-    def _event(self, event: str, **more: str) -> None:
-        phase = self.plans[self.position.phase].phase
-        self._write({"kind": "phase", "step": self.position.step, "phase": phase.name, "event": event, **more})
-
-    def _warn(self, phase: Phase, text: str) -> None:
-        """Also said to a person, by the log."""
-        self._write({"kind": "warning", "step": self.position.step, "phase": phase.name, "text": text})
-
-    def _where(self, phase: Phase) -> dict[str, object]:
-        return {"step": self.position.step, "phase": phase.name, "epoch": self.position.epoch}
-
-    def _write(self, row: dict[str, object]) -> None:
-        if self._log:
-            self._log.row(row)
+        waited_s, norms = loader.stats.wait_seconds_total, self._step.grad_norm_sum
+        self._rows.steps(plan, self._meter, waited_s, float(norms) if self.recipe.clip_norm else None)
+        norms.zero_()
+        self._meter.begin(waited_s)
