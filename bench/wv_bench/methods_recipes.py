@@ -84,12 +84,13 @@ def _three(
     base: Iterable[str] = (),
     gated: Iterable[str] = (),
     finetune: Iterable[str] = (),
+    base_tables: Iterable[str] = (),
     gate: str | None,
 ) -> str:
     """base → gated → fine-tune; `base`, `gated`, `finetune`: further keys of each phase."""
     first, second, third = _split(budget, values)
     phases = [
-        _phase("base", first, *base, lr=budget.lr, schedule="constant", warmup=_warmup(budget)),
+        _phase("base", first, *base, lr=budget.lr, schedule="constant", warmup=_warmup(budget), tables=base_tables),
         _phase("gated", second, *gated, lr=budget.lr, tables=() if gate is None else (gate,)),
     ]
     if third:
@@ -107,6 +108,11 @@ def _gate_table(values: Values) -> str:
         f"end = {values.gate_end}",
     )
     return "\n".join(lines)
+
+
+def _sce_table(values: Values) -> str:
+    lines = (f"alpha = {values.sce_alpha}", f"beta = {values.sce_beta}", f"log_zero = {values.sce_log_zero}")
+    return "\n".join(('[phases.loss]\nkind = "sce"', *lines))
 
 
 def _denominator(values: Values) -> str:
@@ -164,8 +170,13 @@ def _mixup_gate(budget: Budget, values: Values) -> str:
 
 
 def _mixup_then_gate(budget: Budget, values: Values) -> str:
-    mixed, late = f"mixup_alpha = {values.mixup_alpha}", replace(values, base_fraction=values.mixup_base_fraction)
+    mixed, late = f"mixup_alpha = {values.mixup_alpha}", replace(values, base_fraction=values.late_base_fraction)
     return _three(budget, late, base=(mixed,), gated=(_denominator(values),), gate=_gate_table(values))
+
+
+def _sce_then_gate(budget: Budget, values: Values) -> str:
+    late, robust = replace(values, base_fraction=values.late_base_fraction), (_sce_table(values),)
+    return _three(budget, late, base_tables=robust, gated=(_denominator(values),), gate=_gate_table(values))
 
 
 def _gce(budget: Budget, values: Values) -> str:
@@ -173,8 +184,7 @@ def _gce(budget: Budget, values: Values) -> str:
 
 
 def _sce(budget: Budget, values: Values) -> str:
-    lines = (f"alpha = {values.sce_alpha}", f"beta = {values.sce_beta}", f"log_zero = {values.sce_log_zero}")
-    return _whole(budget, tables=("\n".join(('[phases.loss]\nkind = "sce"', *lines)),))
+    return _whole(budget, tables=(_sce_table(values),))
 
 
 def _elr(budget: Budget, values: Values) -> str:
@@ -294,6 +304,11 @@ METHODS = {
         Method(name="mixup_gate", about="our gate, with mixup in base and gated phase", recipe=_mixup_gate),
         Method(name="mixup_then_gate", about="mixup first, then our gate without it", recipe=_mixup_then_gate),
         Method(
+            name="sce_then_gate",
+            about="symmetric cross-entropy first, then our gate with cross-entropy",
+            recipe=_sce_then_gate,
+        ),
+        Method(
             name="curriculumnet",
             about="CurriculumNet (Guo et al., 2018): tiers by density of the features of `ce`, one after the other",
             recipe=_curriculumnet,
@@ -334,7 +349,7 @@ METHODS = {
 }
 """By name, in the table's order."""
 
-GATES = ("gate", "gate_skip", "agreement", "mixup_gate", "mixup_then_gate")
+GATES = ("gate", "gate_skip", "agreement", "mixup_gate", "mixup_then_gate", "sce_then_gate")
 RIVALS = ("gce", "sce", "elr", "mixup", "label_smoothing")
 CORE = ("ce", "sun2018", "gate", "mixup_then_gate", *RIVALS)
 """What `--methods core` runs."""

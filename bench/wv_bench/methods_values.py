@@ -40,8 +40,8 @@ class Values:
 
     base_fraction: float = 0.4
     """Share of the steps before a gate."""
-    mixup_base_fraction: float = 0.6
-    """The same where mixup comes before it."""
+    late_base_fraction: float = 0.6
+    """The same where mixup or a robust loss comes before it."""
     gate_finetune_fraction: float = 0.0
     """Share of the steps after a gate of ours: none, as learning all again brings the noise back."""
     finetune_fraction: float = 0.05
