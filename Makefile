@@ -21,6 +21,8 @@ TEST_PROCESSES ?= 2
 
 # Tests and the demo use one thread per process where they start several.
 export PYTHONUNBUFFERED := 1
+# They start hundreds of Pythons, of which each would compile all our modules again: bytecode is kept, whatever a shell says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: always setup bench-setup demo test check lint types walls test-stock-pillow gpu-check clean
 
