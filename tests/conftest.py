@@ -1,12 +1,19 @@
 """Fixtures shared by all rooms: the real test data, and small drawn data sets that need no ingest."""
 
+import gc
 import io
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import entry_points
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +43,20 @@ from wv_shards import (
 )
 
 # Examples are not timed: these machines are shared and noisy.
-settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile(
+    "shared", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
 settings.load_profile("shared")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(
+    [
+        *("wv_train.cli", "wv_train.cli_eval", "wv_train.trainer", "torch.utils.tensorboard", "wv_loader"),
+        *("wv_ingest.cli", "wv_ingest.pack", "wv_ingest.index_shards", "wv_ingest.repair", "wv_ingest.report_pictures"),
+    ]
+)
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +161,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Garbage is looked for among what tests make: to go through all that is imported takes a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a GPU, so that `make gpu-check` runs all of it and nothing else."""
@@ -173,6 +196,75 @@ def dali() -> None:
         if os.environ.get("WV_REQUIRE_DALI") == "1":
             pytest.fail(message)
         pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def our_commands() -> dict[str, Callable[[Sequence[str]], int]]:
+    """By name: what the installed script does with words, in this process; its exit code.
+
+    A Python of its own for each would spend most of its time importing torch once more.
+    """
+
+    def starter(load: Callable[[], Callable[[], object]]) -> Callable[[Sequence[str]], int]:
+        def start(words: Sequence[str]) -> int:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", list(words))
+                try:
+                    load()()
+                except SystemExit as ended:
+                    return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            return 0
+
+        return start
+
+    ours = (point for point in entry_points(group="console_scripts") if point.name.startswith("wv-"))
+    return {point.name: starter(point.load) for point in ours}
+
+
+@pytest.fixture(scope="session")
+def warm() -> ForkServerContext:
+    """Processes that are forked off one that has imported torch and our modules.
+
+    Each is a process of its own, to be killed or stopped, that begins in a hundredth of the time. What they don't show
+    is how a Python begins and how it goes down.
+    """
+    return WARM
+
+
+_WARM_START = """
+import os, sys, torch
+os.setsid()
+for number, name in ((1, os.devnull), (2, stderr)):
+    os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+os.environ.update(environment)
+torch.set_num_threads(1)
+sys.argv = ["warm", *words]
+exec(code, {"__name__": "__main__"})
+"""
+
+
+@pytest.fixture(scope="session")
+def start_ranks() -> Callable[..., list[BaseProcess]]:
+    """Start warm processes that run `code` with `words` as arguments: one, or the ranks of a group without launcher."""
+
+    def start(ranks: int, code: str, *words: object, stderr: Path) -> list[BaseProcess]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+        started = []
+        for rank in range(ranks):
+            environment = {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+            if ranks > 1:
+                environment |= {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            names = {
+                "code": code, "words": [str(word) for word in words], "environment": environment, "stderr": str(stderr),
+            }  # fmt: skip
+            process = WARM.Process(target=exec, args=(_WARM_START, names))
+            process.start()
+            started.append(process)
+        return started
+
+    return start
 
 
 @pytest.fixture

@@ -5,22 +5,39 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from wv_ingest import pool
 from wv_ingest.build import BuildResult, PartResult, build, build_part
 from wv_ingest.build_options import BuildOptions
 from wv_ingest.check import CheckOptions
+from wv_ingest.cli import main
 from wv_ingest.errors import BuildError
 from wv_ingest.progress import Progress
 from wv_ingest.report_html import REPORT_FILE
 from wv_ingest.sources import SourceOptions
 
 Draw = Callable[..., bytes]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def warm_workers(request: pytest.FixtureRequest, warm: ForkServerContext) -> Iterator[None]:
+    """For builds in this process: spawned workers import for most of their time.
+
+    Spawned are those of command lines that are processes, and of tests of the pool itself.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem != "test_ingest_pool":
+            patch.setattr(pool, "multiprocessing", SimpleNamespace(get_context=lambda _: warm))
+        yield
 
 
 def encode(seed: int, width: int = 24, height: int = 20, file_format: str = "JPEG", **options: object) -> bytes:
@@ -87,7 +104,7 @@ def write_list_fixture() -> Callable[..., Path]:
     return write_list
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build_small() -> Callable[..., BuildResult | PartResult]:
     """Build with one worker and small images, in this process; with `part`, only that part."""
 
@@ -122,13 +139,20 @@ def start_ingest() -> Callable[..., subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="session")
-def ingest(start_ingest: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `wv-ingest` to its end."""
+def ingest() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `wv-ingest` to its end in this process, which has imported it; only what ends a process needs its own."""
 
-    def run(*arguments: object, input_text: str | None = None, **options: object) -> subprocess.CompletedProcess[str]:
-        with start_ingest(*arguments, stdin=subprocess.PIPE if input_text else None, **options) as process:
-            out, err = process.communicate(input_text, timeout=120)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    def run(
+        *arguments: object, input_text: str | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        with pytest.MonkeyPatch.context() as patch:
+            if cwd:
+                patch.chdir(cwd)
+            result = CliRunner().invoke(main, words, input=input_text, env={"OMP_NUM_THREADS": "1", "COLUMNS": "200"})
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception  # a traceback, which nobody may see
+        return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
 
     return run
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,11 +85,12 @@ def test_an_append_killed_anywhere_ends_with_the_same_bytes(
             if reached(shards / APPEND_DIR, point):
                 process.kill()
                 process.wait()
+            time.sleep(0.0005)  # leaves the CPU to the append
     if process.returncode and (shards / "manifest.json").is_file():
         with Dataset.open(shards) as dataset:
             assert dataset.manifest == Manifest.load(reference), "until the end it is what it was"
         assert verify(shards) == []
-    again = ingest("append", shards, grown_raw, *ARGUMENTS, 3)
+    again = ingest("append", shards, grown_raw, *ARGUMENTS, 3 if point == 1 else 1)
     assert again.returncode == 0, again.stderr
     assert folder_bytes(shards) == folder_bytes(grown)
 
@@ -271,7 +273,7 @@ def test_a_signal_stops_an_append_cleanly(
 ) -> None:
     with start_ingest("append", shards, grown_raw, *ARGUMENTS, 1) as process:
         while process.poll() is None and not reached(shards / APPEND_DIR, 1):
-            pass
+            time.sleep(0.0005)
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
     assert process.returncode == code, err

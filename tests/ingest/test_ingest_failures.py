@@ -6,8 +6,8 @@ Kills of workers and of the parent by chance, full disks and builds that meet ar
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ Build = Callable[..., BuildResult]
 Draw = Callable[..., bytes]
 FolderBytes = Callable[[Path], dict[str, bytes]]
 BuildCommand = Callable[..., list[str]]
+StartRanks = Callable[..., list[BaseProcess]]
 Completed = subprocess.CompletedProcess[str]
 
 KILL = """
@@ -61,16 +62,16 @@ def test_killed_in_any_phase_the_same_command_ends_with_the_same_bytes(
     build_command: BuildCommand,
     folder_bytes: FolderBytes,
     build_small: Build,
+    start_ranks: StartRanks,
     function: str,
     when: str,
 ) -> None:
     """kill -9 of the parent at an exact point; workers end by themselves."""
     out = tmp_path / "out"
     command = build_command(webvision, out, workers=1)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILL, function, when, *command[3:]], check=False, capture_output=True
-    )
-    assert killed.returncode == -9, killed.stderr
+    (killed,) = start_ranks(1, KILL, function, when, *command[3:], stderr=tmp_path / "stderr")
+    killed.join(120)
+    assert killed.exitcode == -9, (tmp_path / "stderr").read_text()
     if function.endswith("remove_build_dir"):
         assert Manifest.load(out).rows == 264, "it is finished"
     elif out.exists():
@@ -137,14 +138,14 @@ def test_files_that_change_or_vanish_meanwhile_cost_themselves(
     build_command: BuildCommand,
     folder_bytes: FolderBytes,
     build_small: Build,
+    start_ranks: StartRanks,
 ) -> None:
     """Between plan and packing one file goes and one becomes another; a second build of what is there now agrees."""
     raw, out = draw_webvision(tmp_path / "raw", [40, 20]), tmp_path / "out"
     command = build_command(raw, out, workers=1)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILL, "wv_ingest.build:save_state", "after", *command[3:]], check=False
-    )
-    assert killed.returncode == -9
+    (killed,) = start_ranks(1, KILL, "wv_ingest.build:save_state", "after", *command[3:], stderr=tmp_path / "stderr")
+    killed.join(120)
+    assert killed.exitcode == -9
     (raw / "google" / "q0001" / "img0000.jpg").unlink()
     (raw / "flickr" / "q0001" / "img0001.jpg").write_bytes(encode(77, 50, 40))
     assert build_small(raw, out).manifest.rejects["missing"] == 1

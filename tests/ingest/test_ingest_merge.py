@@ -52,14 +52,11 @@ def halves(webvision: Path, tmp_path_factory: pytest.TempPathFactory, build_halv
 
 
 @pytest.fixture(scope="module")
-def build_halves() -> Callable[..., None]:
-    import sys
-
+def build_halves(ingest: Callable[..., "subprocess.CompletedProcess[str]"]) -> Callable[..., None]:
     def build(source: Path, folder: Path) -> None:
         for only in ("google", "flickr"):
             arguments = ["build-shards", source, folder / only, "--only", only, "--size", 16, "--workers", 1]
-            command = [sys.executable, "-m", "wv_ingest.cli", *map(str, arguments), "--max-reject-fraction", "0.5"]
-            subprocess.run(command, check=True, capture_output=True)
+            assert ingest(*arguments, "--max-reject-fraction", 0.5).returncode == 0
 
     return build
 

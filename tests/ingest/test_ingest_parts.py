@@ -5,9 +5,9 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ FolderBytes = Callable[[Path], dict[str, bytes]]
 WriteList = Callable[..., Path]
 BuildCommand = Callable[..., list[str]]
 Completed = subprocess.CompletedProcess[str]
+Ingest = Callable[..., Completed]
 
 
 def build_parts(build: Build, source: Path, folder: Path, count: int, **options: object) -> list[Path]:
@@ -54,13 +55,18 @@ def as_tars(webvision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built_once(webvision: Path, tmp_path_factory: pytest.TempPathFactory, build_command: BuildCommand) -> list[Path]:
+def built_once(
+    webvision: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    build_command: BuildCommand,
+    ingest: Callable[..., Completed],
+) -> list[Path]:
     """All parts of `webvision`, by the command line, with 1, 2 and 3 workers."""
     folder = tmp_path_factory.mktemp("three")
     folders = [folder / f"part{number}" for number in (1, 2, 3)]
     for number, out in enumerate(folders, 1):
-        command = [*build_command(webvision, out, workers=number), "--part", f"{number}/3"]
-        subprocess.run(command, check=True, capture_output=True)
+        _, _, _, *words = build_command(webvision, out, workers=number)
+        assert ingest(*words, "--part", f"{number}/3").returncode == 0
     return folders
 
 
@@ -347,14 +353,14 @@ def test_a_killed_finalize_goes_on(
     call: int,
     build_small: Build,
     webvision: Path,
+    start_ranks: Callable[..., list[BaseProcess]],
 ) -> None:
     """kill -9 just before the so manieth call of a function; then the same command again."""
     out = tmp_path / "out"
     arguments = ["finalize", *map(str, [out, *three]), "--max-reject-fraction", "0.5"]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILL, function, str(call), *arguments], check=False, capture_output=True
-    )
-    assert killed.returncode == -9, killed.stderr
+    (killed,) = start_ranks(1, KILL, function, call, *arguments, stderr=tmp_path / "stderr")
+    killed.join(120)
+    assert killed.exitcode == -9, (tmp_path / "stderr").read_text()
     with pytest.raises(UnfinishedBuildError, match="run the same `wv-ingest` command again"):
         Manifest.load(out)
     join_quietly(out, three)
