@@ -1,16 +1,20 @@
 """Laws 6 and 8 with real processes: torchrun on 2 and 4 ranks, ranks killed, stopped or failing, SIGTERM, Ctrl-C.
 
-A launch by torchrun costs 5 to 8 s: each test that needs one shows all that it can show.
+Each process costs 4 to 5 s of CPU before its first step, and torchrun is one more: each launch shows all that it can
+show, ranks whose launcher does not matter have none, and where it does not matter how a Python begins and ends they are
+forked off a warm one.
 """
 
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +29,15 @@ from wv_train.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
+StartRanks = Callable[..., list[BaseProcess]]
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
 TRAIN = [sys.executable, "-m", "wv_train"]
+MAIN = "from wv_train.cli import main\nmain()\n"
+OPTIONS = ("--device", "cpu", "--loader-threads", "1")
 SHORT = ("phases.base.lr=0.02", "phases.gated.lr=0.02", "phases.gated.steps=8", "phases.finetune.steps=2")
-KILL_ONE_RANK, STOP_ONE_RANK = -1, -2
-LONG = ("phases.gated.steps=150", "phases.gated.gate.end=0.1", "validate_every_epochs=5")
+KILL_ONE_RANK = -1
+LONG = ("phases.gated.steps=60", "phases.gated.gate.end=0.1", "validate_every_epochs=5")
 
 
 def _torchrun(ranks: int, *options: str) -> list[str]:
@@ -37,8 +45,22 @@ def _torchrun(ranks: int, *options: str) -> list[str]:
     return [*run, "-m", "wv_train"]
 
 
+def _two_ranks() -> list[str]:
+    """Two ranks that no torchrun watches: each ends by itself, or not at all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = (
+        f"export WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}\n"
+        'RANK=0 LOCAL_RANK=0 "$@" & first=$!\n'
+        'RANK=1 LOCAL_RANK=1 "$@" & second=$!\n'
+        "wait $first; code=$?; wait $second; exit $((code | $?))"
+    )
+    return ["sh", "-c", script, "sh", *TRAIN]
+
+
 def _run(start: list[str], *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [*start, *(str(argument) for argument in arguments), "--device", "cpu", "--loader-threads", "1"]
+    command = [*start, *(str(argument) for argument in arguments), *OPTIONS]
     variables = {**ENVIRONMENT, **environment}
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
 
@@ -50,28 +72,18 @@ def _with_every_python_running(code: str, folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def _interrupt(start: list[str], out: Path, number: int, *arguments: object, timeout_s: float = 30) -> tuple[int, str]:
-    """Start a run, send it a signal when it is well under way, wait for its end; exit code and stderr."""
-    command = [*start, *(str(argument) for argument in arguments), "--device", "cpu", "--loader-threads", "1"]
+def _interrupt(
+    start: list[str], out: Path, number: int, *arguments: object, rows: int = 8, timeout_s: float = 30
+) -> tuple[int, str]:
+    """Start a run, send it a signal when it has written more than so many rows, wait for its end; exit code, stderr."""
+    command = [*start, *(str(argument) for argument in arguments), *OPTIONS]
     process = subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    metrics = out / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 12):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    if number in (KILL_ONE_RANK, STOP_ONE_RANK):
-        *others, last = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if number == STOP_ONE_RANK:
-            os.kill(int(last), signal.SIGSTOP)
-            while all(Path(f"/proc/{other}/cmdline").exists() for other in others):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        os.kill(int(last), signal.SIGKILL)  # as torchrun does with one that stands still, 30 s later
-    elif number == signal.SIGKILL:
-        os.killpg(process.pid, number)
+    _await_rows(out, rows, lambda: process.poll() is None)
+    if number == KILL_ONE_RANK:
+        *_, last = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(last), signal.SIGKILL)
     else:
         process.send_signal(number)
     try:
@@ -81,6 +93,16 @@ def _interrupt(start: list[str], out: Path, number: int, *arguments: object, tim
         raise
     assert _alive_in_session(process.pid) == []
     return process.returncode, stderr
+
+
+def _await_rows(out: Path, rows: int, alive: Callable[[], bool]) -> None:
+    """Wait until a run is well under way: it has written more than so many rows."""
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > rows):
+        assert alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _alive_in_session(session: int) -> list[str]:
@@ -137,26 +159,28 @@ def alone(recipe: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_killed_and_resumed_it_is_the_same_run(
-    whole: Path, recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
+    whole: Path, recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path, start_ranks: StartRanks
 ) -> None:
     out = tmp_path / "run"
     arguments = ("--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out)
-    code, _ = _interrupt(TRAIN, out, signal.SIGKILL, *arguments)
-    assert code == -signal.SIGKILL
+    (process,) = start_ranks(1, MAIN, *arguments, *OPTIONS, stderr=tmp_path / "stderr")
+    _await_rows(out, 8, lambda: process.exitcode is None)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert 0 < _last(out).position["step"] < _last(whole).position["step"]
     _here(recipe, small_dataset, val_dataset, out, resume=True)
     _assert_bit_for_bit(whole, out)
 
 
-# Ctrl-C and SIGUSR2 take the same way, and are held against it in test_signals.py.
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_asked_to_stop_it_saves_names_the_resume_command_and_exits(
-    number: int, exit_code: int, whole: Path, recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
+    whole: Path, recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
 ) -> None:
+    """Other signals take the same way, and are held against it in test_signals.py."""
     out = tmp_path / "run"
     arguments = ("--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out)
-    code, stderr = _interrupt(TRAIN, out, number, *arguments)
-    assert code == exit_code
+    code, stderr = _interrupt(TRAIN, out, signal.SIGTERM, *arguments)
+    assert code == 143
     stopped_at = _last(out).position["step"]
     assert f"after step {stopped_at}, saved; resume with: wv-train --resume --out {out}" in stderr
     assert "Traceback" not in stderr
@@ -169,8 +193,7 @@ def test_reads_that_never_return_cannot_keep_it_alive(recipe: Path, small_datase
     never = "import os, threading\nos.preadv = lambda *_: threading.Event().wait()\n"
     environment = {**ENVIRONMENT, **_with_every_python_running(never, tmp_path)}
     out = tmp_path / "run"
-    options = ["--recipe", recipe, "--out", out, "--device", "cpu", "--loader-threads", "1"]
-    command = [*TRAIN, "--shards", small_dataset, *options]
+    command = [*TRAIN, "--shards", small_dataset, "--recipe", recipe, "--out", out, *OPTIONS]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
     while not (metrics.exists() and "start" in metrics.read_text()):  # the first phase begins, and stands
@@ -189,9 +212,8 @@ def test_reads_that_never_return_cannot_keep_it_alive(recipe: Path, small_datase
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_see_the_same_samples_and_learn_the_same(
-    ranks: int, alone: Path, recipe: Path, small_dataset: Path, tmp_path: Path
+    alone: Path, recipe: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
     """Law 8 over 25 steps in three phases: equal but for the order of sums.
 
@@ -202,11 +224,11 @@ def test_ranks_see_the_same_samples_and_learn_the_same(
     code = "import atexit, os\n'RANK' in os.environ and atexit.register(print, 'Python goes down')\n"
     environment = _with_every_python_running(code, tmp_path)
     arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", out, *changes)
-    done = _run(_torchrun(ranks), *arguments, **environment)
+    done = _run(_two_ranks(), *arguments, **environment)
     assert done.returncode == 0, done.stderr
     assert "Python goes down" not in done.stdout
     assert done.stderr.count("world size") == 1  # rank 0 alone speaks
-    assert f"world size {ranks}" in done.stderr
+    assert "world size 2" in done.stderr
     assert "Warning" not in done.stderr
     a, b = _last(alone), _last(out)
     assert a.position == b.position
@@ -219,24 +241,10 @@ def test_ranks_see_the_same_samples_and_learn_the_same(
         torch.testing.assert_close(b.model[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_stopped_on_two_ranks_it_continues_on_one_with_the_batches_that_were_next(
-    whole: Path, recipe: Path, small_dataset: Path, val_dataset: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    arguments = ("--shards", small_dataset, "--val", val_dataset, "--recipe", recipe, "--out", out)
-    code, stderr = _interrupt(_torchrun(2), out, signal.SIGTERM, *arguments)
-    assert code != 0
-    assert "resume with: torchrun --nproc-per-node 2 -m wv_train --resume" in stderr
-    assert 0 < _last(out).position["step"] < _last(whole).position["step"]
-    _here(recipe, small_dataset, val_dataset, out, resume=True)
-    assert _last(out).position == _last(whole).position
-    assert (np.load(out / "ledger.npy")["seen"] == np.load(whole / "ledger.npy")["seen"]).all()
-
-
-def test_killed_on_four_ranks_it_names_its_end_and_continues_on_two(
+def test_killed_on_four_ranks_and_stopped_on_two_it_continues_on_one_with_the_batches_that_were_next(
     whole: Path, recipe: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of one rank of four; then two go on with the batches that were next."""
+    """kill -9 of one rank of four; two go on until SIGTERM. Every end names itself and how to go on."""
     out = tmp_path / "run"
     arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", out)
     code, stderr = _interrupt(_torchrun(4), out, KILL_ONE_RANK, *arguments)
@@ -244,10 +252,14 @@ def test_killed_on_four_ranks_it_names_its_end_and_continues_on_two(
     assert "lost another rank at step" in stderr
     assert f"resume with: torchrun --nproc-per-node 4 -m wv_train --resume --out {out}" in stderr
     assert "Traceback" not in "".join(line for line in stderr.splitlines() if "wv-train" in line)
-    stopped_at = _last(out).position["step"]
-    assert 0 < stopped_at < _last(whole).position["step"]
-    done = _run(_torchrun(2), "--resume", "--out", out)
-    assert f"resuming at step {stopped_at}" in done.stderr
+    killed_at = _last(out).position["step"]
+    assert 0 < killed_at < _last(whole).position["step"]
+    code, stderr = _interrupt(_torchrun(2), out, signal.SIGTERM, "--resume", "--out", out, rows=14)
+    assert code != 0
+    assert f"resuming at step {killed_at}" in stderr
+    assert "resume with: torchrun --nproc-per-node 2 -m wv_train --resume" in stderr
+    assert killed_at < _last(out).position["step"] < _last(whole).position["step"]
+    _here(recipe, small_dataset, None, out, resume=True)
     assert _last(out).position == _last(whole).position
     assert (np.load(out / "ledger.npy")["seen"] == np.load(whole / "ledger.npy")["seen"]).all()
 
@@ -269,30 +281,41 @@ def test_a_killed_rank_is_started_again_by_torchrun_and_the_run_goes_on_at_its_l
 
 
 def test_a_rank_that_stands_still_is_given_up_with_what_to_do(
-    recipe: Path, small_dataset: Path, tmp_path: Path
+    recipe: Path, small_dataset: Path, tmp_path: Path, start_ranks: StartRanks
 ) -> None:
     """SIGSTOP: its connections stay open, it says nothing and does not end by itself."""
-    out = tmp_path / "run"
+    out, stderr = tmp_path / "run", tmp_path / "stderr"
     arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", out, "--rank-timeout-s", 3)
-    code, stderr = _interrupt(_torchrun(2), out, STOP_ONE_RANK, *arguments)
-    assert code != 0
-    assert re.search(r"^wv-train: lost another rank at step \d+ \(.*Timed out.*--rank-timeout-s", stderr, re.MULTILINE)
+    first, second = start_ranks(2, MAIN, *arguments, *OPTIONS, stderr=stderr)
+    _await_rows(out, 8, lambda: first.exitcode is None)
+    assert second.pid is not None
+    os.kill(second.pid, signal.SIGSTOP)
+    first.join(60)
+    second.kill()  # as torchrun does with one that stands still, 30 s later
+    second.join()
+    assert first.exitcode == 1
+    lost = r"^wv-train: lost another rank at step \d+ \(.*Timed out.*--rank-timeout-s"
+    assert re.search(lost, stderr.read_text(), re.MULTILINE)
 
 
-def test_what_failed_on_one_rank_is_said_first(recipe: Path, small_dataset: Path, tmp_path: Path) -> None:
+def test_what_failed_on_one_rank_is_said_first(
+    recipe: Path, small_dataset: Path, tmp_path: Path, start_ranks: StartRanks
+) -> None:
     """Rank 1's mount has gone: its own line stands before those of the ranks that lost it."""
     gone = """
 import errno, os
 def preadv(*_):
     raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-if os.environ.get("RANK") == "1":
+if os.environ["RANK"] == "1":
     os.preadv = preadv
 """
-    environment = _with_every_python_running(gone, tmp_path)
     arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", tmp_path / "run", "--bad-budget", "0")
-    done = _run(_torchrun(2), *arguments, **environment)
-    assert done.returncode != 0
-    ends = [line for line in done.stderr.splitlines() if line.startswith("wv-train")]
-    assert ends[0].startswith("wv-train (rank 1): "), done.stderr
+    ranks = start_ranks(2, gone + MAIN, *arguments, *OPTIONS, stderr=tmp_path / "stderr")
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [1, 1]
+    stderr = (tmp_path / "stderr").read_text()
+    ends = [line for line in stderr.splitlines() if line.startswith("wv-train")]
+    assert ends[0].startswith("wv-train (rank 1): "), stderr
     assert "Stale file handle" in ends[0]
     assert all("lost another rank" in line for line in ends[1:])
