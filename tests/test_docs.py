@@ -1,17 +1,19 @@
 """What the README says can be typed is typed here, in order, in an empty folder; only the training is shortened."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from mmap import PROT_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 import wv_bench.cli
@@ -19,6 +21,7 @@ import wv_ingest.cli
 import wv_train.cli
 import wv_train.cli_eval
 from wv_loader import ENGINES
+from wv_shards import Manifest, Overlay
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -28,36 +31,29 @@ def shortened(line: str) -> str:
     """The same command with less work to do."""
     words = shlex.split(line, comments=True)
     if words[:2] == ["wv-ingest", "sample-data"]:
-        words += ["--classes", "6", "--images", "300", "--largest-class", "120", "--smallest-class", "12"]
+        words += ["--classes", "6", "--images", "200", "--largest-class", "80", "--smallest-class", "12"]
+        words += ["--val-per-class", "5"]
     if "--recipe" in words:
         phases = ("plain",) if "demo-plain" in words else ("base", "gated", "finetune")
         words += [w for phase in phases for w in ("--set", f"phases.{phase}.epochs=1")]
     if words[0] == "wv-bench" and words[1] != "plan":
         words += ["--repeats", "1"]
     if words[:2] == ["wv-bench", "loader"]:
-        words += ["--only", "ours"]
+        words += ["--only", "ours, turbo"]
+    if words[:2] == ["wv-bench", "ingest"]:
+        words += ["--images", "40"]
     return shlex.join(words)
-
-
-COMMANDS = {point.name: point for point in entry_points(group="console_scripts") if point.name.startswith("wv-")}
-
-
-def in_this_process(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """What the installed script does, without starting a Python that imports torch once more; its exit code."""
-    monkeypatch.setattr(sys, "argv", words)
-    try:
-        COMMANDS[words[0]].load()()
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    return 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_readmes_commands_run_one_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    our_commands: dict[str, Callable[[Sequence[str]], int]],
 ) -> None:
-    """Its Python loops are run by tests/loader/test_snippets.py."""
+    """Raw images become a gated model, its evaluation and report. Python loops: tests/loader/test_snippets.py."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -67,13 +63,35 @@ def test_the_readmes_commands_run_one_after_the_other(
         for command in [] if language == "python" else [shortened(line) for line in text.splitlines() if line.strip()]:
             words = shlex.split(command)
             ran.add(words[0])
-            if words[0] in COMMANDS:
-                code = in_this_process(words, monkeypatch)
+            if words[0] in our_commands:
+                code = our_commands[words[0]](words)
             else:
                 code = subprocess.run(["sh", "-c", command], timeout=240, check=False).returncode
             out, err = capfd.readouterr()
             assert code == 0, f"{command}\n{out}\n{err}"
-    assert {*COMMANDS, "torchrun"} <= ran
+    assert {*our_commands, "torchrun"} <= ran
+    assert_what_they_left(tmp_path / "shards", tmp_path / "runs" / "gated")
+
+
+def assert_what_they_left(shards: Path, run: Path) -> None:
+    """Every file of the run agrees with the shards that it was made from."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    phases = [row["phase"] for row in rows if row["kind"] == "phase" and row["event"] == "end"]
+    assert phases == ["base", "gated", "finetune"]
+    assert all(np.isfinite(row["loss"]) for row in rows if row["kind"] == "train")
+    result = json.loads((run / "eval.json").read_text())
+    shown = Manifest.load(shards / "val").samples
+    assert result["samples"] == shown > 20
+    assert result["top1"] == pytest.approx(sum(c["top1"] * c["samples"] for c in result["per_class"]) / shown)
+    manifest = Manifest.load(shards / "train")
+    ledger = Overlay.load(run / "ledger", manifest_digest=manifest.digest, kind="ledger").array
+    assert ledger["seen"].sum() == max(row["samples"] for row in rows if row["kind"] == "train")
+    assert (ledger["seen"] > 0).mean() > 0.9
+    assert ((ledger["prediction"] >= -1) & (ledger["prediction"] < 6)).all()
+    judged = json.loads((run / "report.json").read_text())["runs"][0]
+    assert 0 < judged["base_rate"] < 1
+    assert "data:image/jpeg;base64," in (run / "report.html").read_text()
+    assert judged["samples"] == len(ledger) == manifest.samples
 
 
 @pytest.mark.parametrize(
