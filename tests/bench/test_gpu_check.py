@@ -41,13 +41,13 @@ def test_a_sweep_times_every_combination_and_names_the_best(small_dataset: Path,
     files = ("--json", tmp_path / "sweep.json", "--chart", tmp_path / "sweep.html", "--work", tmp_path / "work")
     result = run(
         "loader-sweep", small_dataset, "--engine", "pillow", "--threads", "1,2", "--batch-size", 32, "--size-px", 8,
-        "--repeats", 2, *files,
+        "--repeats", 1, *files,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     figures = json.loads((tmp_path / "sweep.json").read_text())
     rates = {row["label"]: row["rate_median"] for row in figures["rows"]}
     assert set(rates) == {"1 thread, batch 32", "2 threads, batch 32"}
-    assert all(len(row["rates"]) == 2 for row in figures["rows"])
+    assert all(len(row["rates"]) == 1 for row in figures["rows"])
     best = figures["best"]
     assert rates[best] == max(rates.values())
     assert figures["best_settings"] == {

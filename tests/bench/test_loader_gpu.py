@@ -17,7 +17,7 @@ from wv_bench import cli
 from wv_bench.loader_chart import chart
 from wv_bench.loader_inputs import prepare
 from wv_bench.loader_report import document, print_table
-from wv_bench.loader_run import Contestant, Row, measure, measure_apart
+from wv_bench.loader_run import Contestant, Row, measure_apart
 from wv_bench.loader_sides import engines_on
 from wv_bench.nvml import Gpu, GpuUse, NvmlError
 from wv_bench.options import Device
@@ -121,10 +121,9 @@ def test_torchvisions_decoder_is_a_contestant_that_shows_every_image(small_datas
         environment=dict(os.environ),
     )
     counted: list[list[float]] = []
-    (row,) = measure(
+    (row,) = measure_apart(
         [peer],
         repeats=1,
-        watched_epochs=1,
         logs=tmp_path,
         timeout_s=60,
         after_round=lambda rows, _: counted.append(rows[0].rates),
@@ -161,9 +160,10 @@ serve(Setup.parse(sys.argv[1]), (), lambda data: epoch, finish=lambda: time.slee
         setup={**setup, "workers": 1, "dtype": "uint8", "device": "cuda:1"},
         environment=dict(os.environ),
     )
-    (row,) = measure_apart([peer], repeats=1, logs=tmp_path, timeout_s=30, after_round=lambda *_: None)
+    (row,) = measure_apart([peer], repeats=2, logs=tmp_path, timeout_s=30, after_round=lambda *_: None)
     assert not row.problem
-    assert row.rates[0] <= 2 / 0.2
+    assert len(row.rates) == 2
+    assert max(row.rates) <= 2 / 0.2
     assert row.first_batch_s is not None
     assert row.first_batch_s < 0.2
 
