@@ -54,6 +54,7 @@ WARM = multiprocessing.get_context("forkserver")
 WARM.set_forkserver_preload(
     [
         *("wv_train.cli", "wv_train.cli_eval", "wv_train.trainer", "torch.utils.tensorboard", "wv_loader"),
+        "torch._dynamo",  # loaded by every optimiser as it is made, in as much time as torch itself
         *("wv_ingest.cli", "wv_ingest.pack", "wv_ingest.index_shards", "wv_ingest.repair", "wv_ingest.report_pictures"),
     ]
 )
