@@ -111,7 +111,7 @@ class Seeds(click.ParamType[Any]):
 @click.option("--bars", is_flag=True, help="Hold the results against the bars of the method: PASS, MISSED or missing.")
 @click.option(
     "--best-gate",
-    default="mixup_then_gate",
+    default="sce_then_gate",
     show_default=True,
     metavar="METHOD",
     help="The gate that the bars are held against.",

@@ -237,7 +237,7 @@ def grid(name: str) -> list[Values]:
         "sun2018": ("sun_start", (0.2, 0.3, 0.5)),
         "label_smoothing": ("label_smoothing", (0.2, 0.4, 0.6)),
         "mixup": ("mixup_alpha", (0.5, 1.0, 2.0, 4.0)),
-        "gce": ("gce_q", (0.5, 0.7, 0.9)),
+        "gce": ("gce_q", (0.3, 0.5, 0.7)),
         "sce": ("sce_alpha", (0.1, 0.5, 2.0)),
         "elr": ("elr_lambda", (1.0, 3.0, 7.0)),
         "balance": ("balance", (0.0, 0.25, 0.5)),

@@ -351,7 +351,7 @@ METHODS = {
 
 GATES = ("gate", "gate_skip", "agreement", "mixup_gate", "mixup_then_gate", "sce_then_gate")
 RIVALS = ("gce", "sce", "elr", "mixup", "label_smoothing")
-CORE = ("ce", "sun2018", "gate", "mixup_then_gate", *RIVALS)
+CORE = ("ce", "sun2018", "gate", "mixup_then_gate", "sce_then_gate", *RIVALS)
 """What `--methods core` runs."""
 SKEW_CORE = ("ce", "sun2018", "gate", "weights", "balance", "balanced", "adjusted", "balanced_gate")
 """The same for sets whose classes differ in size."""

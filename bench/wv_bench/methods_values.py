@@ -63,7 +63,7 @@ class Values:
     """Least ratio of the label's confidence to the largest."""
     label_smoothing: float = 0.4
     mixup_alpha: float = 1.0
-    gce_q: float = 0.7
+    gce_q: float = 0.5
     sce_alpha: float = 0.1
     sce_beta: float = 1.0
     sce_log_zero: float = -4.0

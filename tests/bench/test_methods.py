@@ -201,15 +201,15 @@ def test_a_results_folder_is_shown_and_tuned_values_stay_apart(test_data: Path, 
     document = (tmp_path / "methods.md").read_text()
     assert "| gate | 55.0 ± 0.0 | +5.0 ± 0.0 |" in document
     assert "| MISSED | gate " not in document
-    assert "| missing | mixup_then_gate over cross-entropy |" in document
+    assert "| missing | sce_then_gate over cross-entropy |" in document
     assert "0 done" in CliRunner().invoke(cli.main, [*words, "--tune", "--dry-run"]).output
 
 
 def test_labels_of_tuned_values_name_what_differs_and_the_page_takes_any(tmp_path: Path) -> None:
     labels = [one.label for one in contestants_to_tune(("gce",))("worse")]
-    assert labels == ["gce", "gce gce_q=0.5", "gce gce_q=0.9"]
+    assert labels == ["gce", "gce gce_q=0.3", "gce gce_q=0.7"]
     tuned = [result("gce", 0, value, label=label) for label, value in zip(labels, (0.5, 0.6, 0.55), strict=True)]
-    assert best_values(summarise(tuned))[0] == "worse memorise gce, model: best of 3: gce_q=0.5, 60.0"
+    assert best_values(summarise(tuned))[0] == "worse memorise gce, model: best of 3: gce_q=0.3, 60.0"
     rows = summarise([result("<b>", 0, 0.5)])
     about = {"processor": "p", "cores": 1, "python": "3", "command": "c"}
     assert "<b>" not in page(rows, [], about)
