@@ -130,9 +130,9 @@ def test_a_worker_that_was_stopped_holds_nobody_up(
 
 
 def no_children() -> bool:
-    """None that runs; those that have ended are waited for."""
+    """No worker of a loader; the server that tests fork processes off (`warm`) is not one."""
     children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
-    return not [pid for pid in children if "wv_loader" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return not [pid for pid in children if "wv_loader.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 @pytest.mark.parametrize("where", ["transform", "body", "left"])
