@@ -80,6 +80,13 @@ class Run:
         return self.contestant.method.recipe(self.budget, self.contestant.values)
 
     @property
+    def annotate(self) -> tuple[tuple[str, ...], ...]:
+        """Arguments of each `wv-annotate` before it, with the contestant's numbers; paths are filled in later."""
+        values = self.contestant.values
+        numbers = {"{clusters}": str(values.clusters), "{suspects}": str(values.suspects)}
+        return tuple(tuple(numbers.get(word, word) for word in words) for words in self.contestant.method.annotate)
+
+    @property
     def digest(self) -> str:
         """Of all that decides the result but the code."""
         facts = {
@@ -88,7 +95,7 @@ class Run:
             "seed": self.seed,
             "holdout": self.setting.holdout,
             "device": self.setting.device,
-            "annotate": self.contestant.method.annotate,
+            "annotate": self.annotate,
             "base": self.base and self.base.digest,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

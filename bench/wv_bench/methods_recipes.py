@@ -23,7 +23,9 @@ class Method:
     """Method whose finished run of the same seed this one starts from; its cost counts."""
     annotate: tuple[tuple[str, ...], ...] = ()
     """Arguments of `wv-annotate`, one command each, before the training; `{base}` is the base's run, `{overlays}` the
-    folder of the overlays."""
+    folder of the overlays, `{clusters}` and `{suspects}` are numbers of `Values`."""
+    exclude: str | None = None
+    """Overlay, of those made by `annotate`, whose samples are not shown."""
     for_skew: bool = False
     """Means something only where classes differ in size."""
 
@@ -268,6 +270,8 @@ _ON_CPU = ("--loader-threads", "1")
 _FEATURES = ("features", "{base}", "--shards", "{shards}", "--out", "{overlays}/features", *_ON_CPU)
 _TIERS = ("curriculum", "{overlays}/features", "--shards", "{shards}", "--out", "{overlays}/tiers")
 _TEACHER = ("teacher", "{base}", "--shards", "{shards}", "--out", "{overlays}/teacher", *_ON_CPU)
+_SUSPECTS = ("suspects", "{base}", "--shards", "{shards}", "--out", "{overlays}/suspects")
+_WORST = ("exclude", "{overlays}/suspects", "--top", "{suspects}", "--shards", "{shards}", "--out", "{overlays}/worst")
 _CLUSTERS = (
     *("clusters", "{overlays}/features", "--shards", "{shards}", "--out", "{overlays}/clusters"),
     *("--clusters", "{clusters}", "--pca", "32"),
@@ -328,6 +332,14 @@ METHODS = {
             recipe=_distill,
             base="gate",
             annotate=(_TEACHER,),
+        ),
+        Method(
+            name="without_suspects",
+            about="cross-entropy without those whose labels the run of `gate` suspects most",
+            recipe=_ce,
+            base="gate",
+            annotate=(_SUSPECTS, _WORST),
+            exclude="worst",
         ),
         Method(name="weights", about="class weights alone", recipe=_weights, for_skew=True),
         Method(name="balance", about="sampling by τ alone", recipe=_balance, for_skew=True),

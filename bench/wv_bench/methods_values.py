@@ -71,6 +71,8 @@ class Values:
     elr_beta: float = 0.7
     teacher_label_share: float = 0.5
     """λ of Li et al., 2017: the given label's share of the target."""
+    suspects: float = 0.3
+    """Share of the samples that are left out as suspects."""
     balance: float = 0.5
     """τ of the rebalanced recipes."""
     weights: str = "sqrt"
