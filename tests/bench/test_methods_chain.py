@@ -58,7 +58,7 @@ def test_a_chain_trains_annotates_excludes_judges_and_is_made_once(
     assert started.count("wv_train.annotate.cli") == 2
     (folder,) = out.glob("runs/worse/memorise/without_suspects/*")
     digest = Manifest.load(out / "data" / "worse-200" / "train").digest
-    excluded = Overlay.load(folder / "overlays" / "worst", manifest_digest=digest).array
+    excluded = Overlay.load(folder / "overlays" / "worst", manifest_digest=digest).array.astype(bool)
     ledger = Overlay.load(folder / "train" / "ledger", manifest_digest=digest).array
     assert 0.1 * 200 < excluded.sum() <= 0.3 * 200  # of no class more than half
     assert (ledger["seen"][excluded] == 0).all()
