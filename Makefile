@@ -78,7 +78,9 @@ gpu-check:
 	[ ! -f $(GPU_CHECK)/gpu-check.html ] || echo "tables and charts: $(GPU_CHECK)/gpu-check.html and beside it"; \
 	exit $$tests
 
-check: lint types walls test-stock-pillow test
+# The tests wait for processes, disks and one another: types and the rest go beside them.
+check: lint
+	@$(MAKE) --no-print-directory -j 3 test types walls test-stock-pillow
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) $(DEMO) $(GPU_CHECK) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
