@@ -3,15 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from wv_bench.methods_data import is_skewed
-from wv_bench.methods_results import Row
+from wv_bench.methods_results import Row, tables_of
 from wv_bench.methods_table import points, ratio
 
 
 def markdown(rows: Sequence[Row], verdicts: Sequence[Mapping[str, str]], ensembles: Sequence[str]) -> str:
     """A table per set and regime, then the bars and the ensembles where there are any."""
     parts = []
-    for data, regime in dict.fromkeys((row.data, row.regime) for row in rows):
-        some = [row for row in rows if (row.data, row.regime) == (data, regime)]
+    for data, regime, some in tables_of(rows):
         parts.append(f"### {data}, {regime}\n\n{_results(some, skewed=is_skewed(data))}")
     if verdicts:
         cells = [[one["word"], one["bar"], one["data"], one["expected"], one["found"]] for one in verdicts]

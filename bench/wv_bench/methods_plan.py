@@ -108,6 +108,11 @@ class Run:
         return self.setting.out / kind / self.data / self.regime.name / name / f"seed{self.seed}-{self.digest}"
 
     @property
+    def overlays(self) -> Path:
+        """Folder of those that it needs from its base."""
+        return self.folder / "overlays"
+
+    @property
     def result_file(self) -> Path:
         """Written when all else is."""
         return self.folder / "result.json"

@@ -5,7 +5,7 @@ A difference is made seed by seed (the same images, initial weights and order on
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,12 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[Row]:
             if any(one[weights] for one in mine.values())
         ]
     return rows
+
+
+def tables_of(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    """Set, regime and rows of each table, in the order of the rows."""
+    for data, regime in dict.fromkeys((row.data, row.regime) for row in rows):
+        yield data, regime, [row for row in rows if (row.data, row.regime) == (data, regime)]
 
 
 def _row(

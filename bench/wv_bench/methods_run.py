@@ -152,11 +152,11 @@ class Workers:
 
     def _annotate(self, run: Run, data: DataSet) -> Cost:
         """Make the overlays that the method needs from its base."""
-        overlays, cost = run.folder / "overlays", Cost(wall_s=0.0, cpu_s=0.0)
-        places = {"{overlays}": str(overlays), "{shards}": str(data.train)}
+        cost = Cost(wall_s=0.0, cpu_s=0.0)
+        places = {"{overlays}": str(run.overlays), "{shards}": str(data.train)}
         places |= {"{base}": str(run.base.folder / "train")} if run.base else {}
         for number, words in enumerate(run.annotate):
-            overlays.mkdir(exist_ok=True)
+            run.overlays.mkdir(exist_ok=True)
             filled = [_filled(word, places) for word in words]
             cost += self._stage(run, f"annotate-{number}", "wv_train.annotate.cli", filled)
         return cost
@@ -170,8 +170,8 @@ class Workers:
         else:
             write_atomic(recipe, run.recipe.encode())
             words = ["--shards", str(data.train), "--recipe", str(recipe), "--seed", str(run.seed)]
-            words += ["--overlays", str(run.folder / "overlays")] if method.annotate else []
-            words += ["--exclude", str(run.folder / "overlays" / method.exclude)] if method.exclude else []
+            words += ["--overlays", str(run.overlays)] if method.annotate else []
+            words += ["--exclude", str(run.overlays / method.exclude)] if method.exclude else []
             words += ["--holdout", str(run.setting.holdout)] if run.setting.holdout else ["--truth", str(data.truth)]
         threads = ("--threads", str(self.threads), "--loader-threads", str(self.threads))
         words += ["--out", str(train), *threads, "--device", run.setting.device]

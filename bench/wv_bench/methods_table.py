@@ -7,13 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from wv_bench.methods_data import is_skewed
-from wv_bench.methods_results import Estimate, Row
+from wv_bench.methods_results import Estimate, Row, tables_of
 
 
 def print_tables(console: Console, rows: Sequence[Row], *, held_out: bool = False) -> None:
     """All of them. `held_out`: the accuracies are those on held-out samples by their noisy labels."""
-    for data, regime in dict.fromkeys((row.data, row.regime) for row in rows):
-        some = [row for row in rows if (row.data, row.regime) == (data, regime)]
+    for data, regime, some in tables_of(rows):
         console.print(_table(f"{data}, {regime}", some, skewed=is_skewed(data), held_out=held_out))
     where = "held-out samples, by their noisy labels" if held_out else "clean test images"
     console.print(
