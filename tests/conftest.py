@@ -232,6 +232,19 @@ def warm() -> ForkServerContext:
     return WARM
 
 
+def free_port() -> int:
+    """On loopback; nobody has it at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@pytest.fixture(scope="session", name="free_port")
+def free_port_fixture() -> Callable[[], int]:
+    return free_port
+
+
 _WARM_START = """
 import os, sys, torch
 os.setsid()
@@ -249,9 +262,7 @@ def start_ranks() -> Callable[..., list[BaseProcess]]:
     """Start warm processes that run `code` with `words` as arguments: one, or the ranks of a group without launcher."""
 
     def start(ranks: int, code: str, *words: object, stderr: Path) -> list[BaseProcess]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
         started = []
         for rank in range(ranks):
             environment = {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}

@@ -8,7 +8,6 @@ forked off a warm one.
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -45,11 +44,8 @@ def _torchrun(ranks: int, *options: str) -> list[str]:
     return [*run, "-m", "wv_train"]
 
 
-def _two_ranks() -> list[str]:
+def _two_ranks(port: int) -> list[str]:
     """Two ranks that no torchrun watches: each ends by itself, or not at all."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     script = (
         f"export WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}\n"
         'RANK=0 LOCAL_RANK=0 "$@" & first=$!\n'
@@ -213,7 +209,7 @@ def test_reads_that_never_return_cannot_keep_it_alive(recipe: Path, small_datase
 
 
 def test_ranks_see_the_same_samples_and_learn_the_same(
-    alone: Path, recipe: Path, small_dataset: Path, tmp_path: Path
+    alone: Path, recipe: Path, small_dataset: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     """Law 8 over 25 steps in three phases: equal but for the order of sums.
 
@@ -224,7 +220,7 @@ def test_ranks_see_the_same_samples_and_learn_the_same(
     code = "import atexit, os\n'RANK' in os.environ and atexit.register(print, 'Python goes down')\n"
     environment = _with_every_python_running(code, tmp_path)
     arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", out, *changes)
-    done = _run(_two_ranks(), *arguments, **environment)
+    done = _run(_two_ranks(free_port()), *arguments, **environment)
     assert done.returncode == 0, done.stderr
     assert "Python goes down" not in done.stdout
     assert done.stderr.count("world size") == 1  # rank 0 alone speaks
