@@ -173,6 +173,7 @@ def test_the_loop_does_not_wait_for_the_gpu(make: Make, photos: Path, cuda: torc
     torch.cuda.synchronize(cuda)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_step_synchronises(
     make: Make, draw_dataset: Callable[..., Path], tmp_path: Path, cuda: torch.device
 ) -> None:
