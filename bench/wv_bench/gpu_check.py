@@ -100,15 +100,17 @@ def command(
     if ready:
         import torch  # `--help` does without its seconds
 
-        console.print(f"{device}: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'the dry run'}")
+        console.print(
+            f"{device}: {torch.cuda.get_device_name(str(device)) if device.type == 'cuda' else 'the dry run'}"
+        )
         return
     if shards is not None:
         with Dataset.open(shards):
             pass  # refused before anything is measured
     out.mkdir(parents=True, exist_ok=True)
     with some_cores(cores, most=MOST_CORES) as held:
-        gpu, notes = gpu_of(device)
-        about = machine_on(device, gpu)
+        gpu, notes = gpu_of(str(device))
+        about = machine_on(str(device), gpu)
         for note in notes:
             console.print(note, highlight=False)
         sets = {"your shards": shards.resolve()} if shards else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +17,6 @@ from wv_bench.loader_run import Contestant
 from wv_bench.measure import machine
 from wv_bench.nvml import Gpu, NvmlError
 from wv_loader import ENGINES
-
-if TYPE_CHECKING:
-    import torch
 
 
 @contextmanager
@@ -57,9 +54,9 @@ def engines_on(device: str) -> list[str]:
     return [engine for engine in ENGINES if engine != "auto" and (engine != "dali-gpu" or device == "cuda")]
 
 
-def gpu_of(device: "torch.device") -> tuple[Gpu | None, list[str]]:
+def gpu_of(device: str) -> tuple[Gpu | None, list[str]]:
     """What watches the GPU, if it is one and can be watched; and lines that say why not."""
-    if device.type == "cpu":
+    if device == "cpu":
         return None, []
     try:
         return Gpu.open(device), []
@@ -67,11 +64,11 @@ def gpu_of(device: "torch.device") -> tuple[Gpu | None, list[str]]:
         return None, [f"no figures of the GPU: {error}"]
 
 
-def machine_on(device: "torch.device", gpu: Gpu | None) -> dict[str, Any]:
+def machine_on(device: str, gpu: Gpu | None) -> dict[str, Any]:
     """What a figure depends on, with the GPU where there is one."""
     dali = ("nvidia-dali-cuda130",) if find_spec("nvidia.dali") else ()
     about = machine(("torch", "torchvision", "numpy", *dali)) | {"load": round(os.getloadavg()[0], 2)}
-    if device.type == "cuda":
+    if device != "cpu":
         import torch
 
         facts = {} if gpu is None else gpu.facts()

@@ -10,10 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any, Self
 
 _SAMPLING_S = 0.05
 
@@ -43,8 +40,8 @@ class Gpu:
         self._nvml, self._handle = nvml, handle
 
     @classmethod
-    def open(cls, device: "torch.device") -> Self:
-        """The GPU of a CUDA device.
+    def open(cls, device: str) -> Self:
+        """The GPU that torch calls `device`, as `cuda:0`.
 
         Raises:
             NvmlError: NVML can't be asked.

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,29 @@ class OutputFile(click.Path):
         return path
 
 
-class Device(click.ParamType[Any]):
-    """`cpu`, `cuda` or `cuda:K`: a device that is there, as a torch.device; `cuda` is `cuda:0`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """A device of torch's by its name, without torch: those that only start others do without its seconds."""
+
+    type: str
+    index: int | None = None
+    """Of a GPU; a CPU has none."""
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+class DeviceType(click.ParamType[Any]):
+    """`cpu`, `cuda` or `cuda:K`: a device that is there; `cuda` is `cuda:0`."""
 
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        import torch  # `--help` does without its seconds
-
-        if isinstance(value, torch.device):
+        if isinstance(value, Device):
             return value
         name, _, number = str(value).partition(":")
         if str(value) == "cpu":
-            return torch.device("cpu")
+            return Device(type="cpu")
         if name != "cuda" or (":" in value and not number.isdecimal()):
             self.fail(f"{value}: expected cpu, cuda or cuda:K", param, ctx)
         count = usable_gpus()
@@ -52,13 +63,13 @@ class Device(click.ParamType[Any]):
             self.fail(f"{value}: {missing_gpu()}", param, ctx)
         if int(number or 0) >= count:  # torch.device takes 256 for 0
             self.fail(f"{value}: {count} CUDA devices are here, counted from 0", param, ctx)
-        return torch.device("cuda", int(number or 0))
+        return Device(type="cuda", index=int(number or 0))
 
 
 def device_option(default: str = "cpu") -> Callable[..., Any]:
-    """`--device`, a torch.device."""
+    """`--device`, a Device."""
     return click.option(
-        "--device", type=Device(), default=default, show_default=True, help="Where batches go: cpu, cuda or cuda:K."
+        "--device", type=DeviceType(), default=default, show_default=True, help="Where batches go: cpu, cuda or cuda:K."
     )
 
 

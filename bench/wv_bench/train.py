@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from wv_bench.loader_sides import gpu_of, machine_on, some_cores
-from wv_bench.options import STDOUT, device_option, json_option, write_json
+from wv_bench.options import STDOUT, Device, device_option, json_option, write_json
 from wv_bench.train_components import components, print_components
 from wv_bench.train_gate_loader import gate_loader, print_gate_loader
 from wv_bench.train_gate_passes import gate_passes, print_passes
@@ -84,7 +84,7 @@ Examples:
 @json_option()
 def command(
     shards: Path | None,
-    device: torch.device,
+    device: Device,
     model: str,
     size_px: int,
     batch_size: int,
@@ -110,13 +110,13 @@ def command(
     console = Console(stderr=json_file == STDOUT)
     with some_cores(cores) as held, ExitStack() as stack:
         torch.set_num_threads(min(held, torch.get_num_threads()))
-        world = World(rank=0, size=1, device=device)
+        world = World(rank=0, size=1, device=torch.device(str(device)))
         if what == "components" and "WORLD_SIZE" in os.environ:
             world = stack.enter_context(open_world(device.type))
-        gpu, notes = gpu_of(device)
+        gpu, notes = gpu_of(str(device))
         if device.type == "cpu" and not as_is and keep_freed_memory():
             notes = [*notes, "freed memory is kept, as wv-train has it; the bare loop has it too"]
-        about = machine_on(device, gpu)
+        about = machine_on(str(device), gpu)
         opened = None
         if shards is None and what == "gate-loader":
             raise click.UsageError("--gate-loader: expected SHARDS, found none")
@@ -149,8 +149,9 @@ def command(
             device=world.device,
         )
         batches = None if opened is None else stack.enter_context(closing(_endless(opened)))
-        title = f"{model}, {size_px} px, batch {batch_size}, {_amp_name(amp, device)}, on {device}, {held} cores" + (
-            "" if opened is None else f", engine {opened.engine.name}"
+        title = (
+            f"{model}, {size_px} px, batch {batch_size}, {_amp_name(amp, world.device)}, on {device}, {held} cores"
+            + ("" if opened is None else f", engine {opened.engine.name}")
         )
         length = f": {steps} steps, {repeats} round{'s' * (repeats != 1)}"
         clock = Clock(warmup=warmup, steps=steps, device=world.device, gpu=gpu)

@@ -20,7 +20,7 @@ from wv_bench.loader_report import document, print_table
 from wv_bench.loader_run import Contestant, Row, measure_apart
 from wv_bench.loader_sides import engines_on
 from wv_bench.nvml import Gpu, GpuUse, NvmlError
-from wv_bench.options import Device
+from wv_bench.options import DeviceType
 
 
 def run(*arguments: object) -> Result:
@@ -62,8 +62,10 @@ def test_nvml_is_asked_for_the_gpu_that_torch_means_and_watched_while_work_runs(
     asked: list[str] = []
     module.nvmlDeviceGetHandleByUUID = asked.append
     monkeypatch.setitem(sys.modules, "pynvml", module)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"abc{device.index}"))
-    gpu = Gpu.open(torch.device("cuda", 3))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda name: SimpleNamespace(uuid={"cuda:3": "abc3"}[name])
+    )
+    gpu = Gpu.open("cuda:3")
     assert asked == ["GPU-abc3"]
     assert gpu.facts() == {"driver": "590.1", "memory_mb": "80,000"}
     with gpu.watch(lambda: {8}) as used:
@@ -84,7 +86,7 @@ def test_what_a_gpu_does_not_tell_is_no_zero() -> None:
 def test_without_nvml_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(NvmlError, match="pip install nvidia-ml-py"):
-        Gpu.open(torch.device("cuda", 0))
+        Gpu.open("cuda:0")
 
 
 def test_the_table_and_the_chart_show_the_gpu_where_it_was_watched(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,4 +222,4 @@ def test_a_number_that_no_gpu_has_is_refused(monkeypatch: pytest.MonkeyPatch, nu
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(click.BadParameter, match="1 CUDA devices are here, counted from 0"):
-        Device().convert(f"cuda:{number}", None, None)
+        DeviceType().convert(f"cuda:{number}", None, None)
