@@ -210,8 +210,16 @@ def _balanced(budget: Budget, values: Values) -> str:
     return _whole(budget, *_rebalanced(values))
 
 
+_ADJUSTED = 'logit_prior = "adjusted"'
+
+
 def _adjusted(budget: Budget, values: Values) -> str:  # noqa: ARG001 - as all methods
-    return _whole(budget, 'logit_prior = "adjusted"')
+    return _whole(budget, _ADJUSTED)
+
+
+def _adjusted_gate(budget: Budget, values: Values) -> str:
+    gated = (_ADJUSTED, _denominator(values))
+    return _three(budget, values, base=(_ADJUSTED,), gated=gated, finetune=(_ADJUSTED,), gate=_gate_table(values))
 
 
 def _balanced_gate(budget: Budget, values: Values) -> str:
@@ -357,6 +365,7 @@ METHODS = {
             recipe=_balanced_gate,
             for_skew=True,
         ),
+        Method(name="adjusted_gate", about="logit adjustment and our gate", recipe=_adjusted_gate, for_skew=True),
     )
 }
 """By name, in the table's order."""
@@ -365,5 +374,5 @@ GATES = ("gate", "gate_skip", "agreement", "mixup_gate", "mixup_then_gate", "sce
 RIVALS = ("gce", "sce", "elr", "mixup", "label_smoothing")
 CORE = ("ce", "sun2018", "gate", "mixup_then_gate", "sce_then_gate", *RIVALS)
 """What `--methods core` runs."""
-SKEW_CORE = ("ce", "sun2018", "gate", "weights", "balance", "balanced", "adjusted", "balanced_gate")
+SKEW_CORE = ("ce", "sun2018", "gate", "weights", "balance", "balanced", "adjusted", "balanced_gate", "adjusted_gate")
 """The same for sets whose classes differ in size."""

@@ -75,7 +75,7 @@ class Values:
     """Share of the samples that are left out as suspects."""
     balance: float = 0.5
     """τ of the rebalanced recipes."""
-    weights: str = "sqrt"
+    weights: str = "inverse"
     """Class weights beside it."""
 
     clusters: int = 40
