@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +34,7 @@ from wv_bench.methods_plan import (
     plan_runs,
 )
 from wv_bench.methods_published import MODEL, print_beside
+from wv_bench.methods_recipes import GATES, METHODS
 from wv_bench.methods_results import document, read_results, summarise
 from wv_bench.methods_run import Workers
 from wv_bench.methods_table import best_values, print_tables
@@ -63,7 +65,7 @@ class Seeds(click.ParamType[Any]):
         seeds: dict[int, None] = {}
         for part in str(value).split(","):
             first, dash, last = part.strip().partition("-")
-            if not first.isdecimal() or (dash and not last.isdecimal()):
+            if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
                 self.fail(f"{value}: expected seeds as in 0-2 or 0,3,7", param, ctx)
             seeds |= dict.fromkeys(range(int(first), int(last or first) + 1))
         return tuple(seeds)
@@ -95,7 +97,7 @@ class Seeds(click.ParamType[Any]):
     metavar="NAME,…",
     default="core",
     show_default=True,
-    help="core, all or names.",
+    help=f"core, all or some of {', '.join(METHODS)}.",
 )
 @click.option("--seeds", type=Seeds(), default="0-2", show_default=True, help="As 0-2 or 0,3,7.")
 @click.option("--study", type=click.Choice(STUDIES), help="Instead of --methods: larger batches, or the gates' values.")
@@ -111,9 +113,9 @@ class Seeds(click.ParamType[Any]):
 @click.option("--bars", is_flag=True, help="Hold the results against the bars of the method: PASS, MISSED or missing.")
 @click.option(
     "--best-gate",
+    type=click.Choice((*GATES, "balanced_gate", "adjusted_gate")),
     default="sce_then_gate",
     show_default=True,
-    metavar="METHOD",
     help="The gate that the bars are held against.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the regime's.")
@@ -124,7 +126,7 @@ class Seeds(click.ParamType[Any]):
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once. Default: one for each core; one on a GPU.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each run.")
 @click.option("--dry-run", is_flag=True, help="List the runs, and how long they may take.")
-@click.option("--show", is_flag=True, help="Run nothing: the tables of what is done.")
+@click.option("--show", is_flag=True, help="Run nothing: show the tables of what is done, and write them to OUT.")
 def command(
     out: Path,
     data_directory: Path | None,
@@ -158,6 +160,13 @@ def command(
         raise click.UsageError(
             "--bars are for the regimes as they are: without --epochs, --images, --model and the like"
         )
+    if show and dry_run:
+        raise click.UsageError("--show and --dry-run: expected one of them")
+    if show and not out.is_dir():
+        raise click.UsageError(f"--show {out}: no such folder, so there are no results yet")
+    given = click.get_current_context().get_parameter_source
+    if published and (named := [key for key in ("sets", "regimes") if given(key) is not ParameterSource.DEFAULT]):
+        raise click.UsageError(f"--published names its sets and its regime itself: leave out --{named[0]}")
     if published:
         sets, regimes, model = ("worse", "random1"), ("published",), model or MODEL
     source = Cifar10n(data_directory)

@@ -220,6 +220,10 @@ def test_labels_of_tuned_values_name_what_differs_and_the_page_takes_any(tmp_pat
     [
         ("--methods nothing", "expected core, all or some of ce,"),
         ("--seeds 2-x", "expected seeds as in 0-2 or 0,3,7"),
+        ("--seeds 3-1", "expected seeds as in 0-2 or 0,3,7"),
+        ("--show", "--show and --dry-run: expected one of them"),
+        ("--published --sets demo", "leave out --sets"),
+        ("--bars --best-gate ce", "'ce' is not one of 'gate',"),
         ("--tune --study gate", "expected one of them"),
         ("--bars --images 500", "--bars are for the regimes as they are"),
         ("--sets worse-skewed", "--data is missing"),
@@ -229,3 +233,9 @@ def test_a_mistake_is_a_line(tmp_path: Path, words: str, message: str) -> None:
     told = CliRunner().invoke(cli.main, ["methods", str(tmp_path / "out"), "--dry-run", *words.split()])
     assert told.exit_code == 2
     assert message in told.output.splitlines()[-1]
+
+
+def test_a_folder_that_is_not_there_has_no_results_to_show(tmp_path: Path) -> None:
+    told = CliRunner().invoke(cli.main, ["methods", str(tmp_path / "out"), "--show"])
+    assert told.exit_code == 2
+    assert "there are no results yet" in told.output
