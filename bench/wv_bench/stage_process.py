@@ -3,6 +3,7 @@
 For benchmarks that are chains of commands: a process that has ended well leaves a file with its cost.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wv_shards import write_atomic
 
@@ -76,6 +77,7 @@ def run_stage(
     with watch or nullcontext(_nobody) as begun:
         started = time.monotonic()
         with log.open("ab") as file:
+            _only_writer(file, log)
             process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", module, *words],
                 stdin=subprocess.DEVNULL,
@@ -98,6 +100,19 @@ def run_stage(
     cost = Cost(wall_s=None, cpu_s=None) if interrupted else Cost(wall_s=round(wall, 2), cpu_s=round(cpu, 2))
     write_atomic(done, (json.dumps(cost.document()) + "\n").encode())
     return cost
+
+
+def _only_writer(file: BinaryIO, log: Path) -> None:
+    """Lock a log until its process, which inherits the file, has ended: it may outlive a benchmark that is killed.
+
+    Raises RunError: the process of an earlier benchmark still writes to it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(
+            f"{log}: the process of a benchmark that was killed still writes there; start again when it has ended"
+        ) from None
 
 
 def last_line(said: str, otherwise: str) -> str:

@@ -13,8 +13,14 @@ def shards_of(base: Path, kind: str, wanted: str) -> Path:
     """
     path = base.with_name(base.name.removesuffix(".npy").removesuffix(".json") + ".json")
     try:
-        return Path(json.loads(path.read_bytes())["info"]["shards"])
+        facts = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise TrainError(f"{base}: expected {wanted}, found none; wv-annotate {kind} RUN makes it") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{path}: expected the JSON of an overlay; write the overlay again ({error})") from error
+    try:
+        if facts["kind"] != kind:
+            raise TrainError(f"{base}: an overlay of kind {facts['kind']!r}, expected {kind!r}")
+        return Path(facts["info"]["shards"])
+    except (KeyError, TypeError) as error:
         raise TrainError(f"{path}: does not say where its shards are; name them: --shards DIR") from error
