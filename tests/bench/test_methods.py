@@ -235,6 +235,11 @@ def test_a_mistake_is_a_line(tmp_path: Path, words: str, message: str) -> None:
     assert message in told.output.splitlines()[-1]
 
 
+def test_every_contestant_is_explained_in_the_document() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text()
+    assert [name for name, one in METHODS.items() if f"| `{name}` | {one.about} |" not in text] == []
+
+
 def test_a_folder_that_is_not_there_has_no_results_to_show(tmp_path: Path) -> None:
     told = CliRunner().invoke(cli.main, ["methods", str(tmp_path / "out"), "--show"])
     assert told.exit_code == 2
