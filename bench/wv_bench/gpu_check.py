@@ -109,8 +109,8 @@ def command(
             pass  # refused before anything is measured
     out.mkdir(parents=True, exist_ok=True)
     with some_cores(cores, most=MOST_CORES) as held:
-        gpu, notes = gpu_of(str(device))
-        about = machine_on(str(device), gpu)
+        gpu, notes = gpu_of(device)
+        about = machine_on(device, gpu)
         for note in notes:
             console.print(note, highlight=False)
         sets = {"your shards": shards.resolve()} if shards else None

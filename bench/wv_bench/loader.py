@@ -105,8 +105,8 @@ def command(
         pillow = pillow_of(python)
         if device.type == "cpu":
             console.print(f"peers run on {pillow} ({_whose(python)})", highlight=False)
-        gpu, notes = gpu_of(str(device))
-        about = machine_on(str(device), gpu) | {"peers_pillow": pillow}
+        gpu, notes = gpu_of(device)
+        about = machine_on(device, gpu) | {"peers_pillow": pillow}
         logs = kept / "logs"
         logs.mkdir(exist_ok=True)
         inputs = prepare(shards, kept, max_samples)

@@ -16,6 +16,7 @@ from wv_bench.loader_inputs import Inputs
 from wv_bench.loader_run import Contestant
 from wv_bench.measure import machine
 from wv_bench.nvml import Gpu, NvmlError
+from wv_bench.options import Device
 from wv_loader import ENGINES
 
 
@@ -54,25 +55,25 @@ def engines_on(device: str) -> list[str]:
     return [engine for engine in ENGINES if engine != "auto" and (engine != "dali-gpu" or device == "cuda")]
 
 
-def gpu_of(device: str) -> tuple[Gpu | None, list[str]]:
+def gpu_of(device: Device) -> tuple[Gpu | None, list[str]]:
     """What watches the GPU, if it is one and can be watched; and lines that say why not."""
-    if device == "cpu":
+    if device.type == "cpu":
         return None, []
     try:
-        return Gpu.open(device), []
+        return Gpu.open(str(device)), []
     except NvmlError as error:
         return None, [f"no figures of the GPU: {error}"]
 
 
-def machine_on(device: str, gpu: Gpu | None) -> dict[str, Any]:
+def machine_on(device: Device, gpu: Gpu | None) -> dict[str, Any]:
     """What a figure depends on, with the GPU where there is one."""
     dali = ("nvidia-dali-cuda130",) if find_spec("nvidia.dali") else ()
     about = machine(("torch", "torchvision", "numpy", *dali)) | {"load": round(os.getloadavg()[0], 2)}
-    if device != "cpu":
+    if device.type == "cuda":
         import torch
 
         facts = {} if gpu is None else gpu.facts()
-        about["gpu"] = {"name": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda), **facts}
+        about["gpu"] = {"name": torch.cuda.get_device_name(str(device)), "cuda": str(torch.version.cuda), **facts}
     return about
 
 

@@ -89,8 +89,8 @@ def command(
         raise click.UsageError(f"--hw-decoder-load is of dali-gpu: engine {engine} has no such decoder")
     console = Console(stderr=json_file == STDOUT)
     with some_cores(cores) as held, work_folder(work) as kept:
-        gpu, notes = gpu_of(str(device))
-        about = machine_on(str(device), gpu)
+        gpu, notes = gpu_of(device)
+        about = machine_on(device, gpu)
         inputs = prepare(shards, kept, max_samples, folder=False)
         most = min(inputs.samples, max_samples)
         if most < max(batch_size):

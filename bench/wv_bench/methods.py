@@ -34,7 +34,7 @@ from wv_bench.methods_plan import (
     plan_runs,
 )
 from wv_bench.methods_published import MODEL, print_beside
-from wv_bench.methods_recipes import GATES, METHODS
+from wv_bench.methods_recipes import GATES, METHODS, SKEW_GATES
 from wv_bench.methods_results import document, read_results, summarise
 from wv_bench.methods_run import Workers
 from wv_bench.methods_table import best_values, print_tables
@@ -113,7 +113,7 @@ class Seeds(click.ParamType[Any]):
 @click.option("--bars", is_flag=True, help="Hold the results against the bars of the method: PASS, MISSED or missing.")
 @click.option(
     "--best-gate",
-    type=click.Choice((*GATES, "balanced_gate", "adjusted_gate")),
+    type=click.Choice((*GATES, *SKEW_GATES)),
     default="sce_then_gate",
     show_default=True,
     help="The gate that the bars are held against.",

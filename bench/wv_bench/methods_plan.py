@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wv_bench.methods_data import REGIMES, Regime, is_skewed, planned_images, runs_in
-from wv_bench.methods_recipes import CORE, GATES, METHODS, SKEW_CORE, Method
+from wv_bench.methods_recipes import CORE, GATES, METHODS, SKEW_CORE, SKEW_GATES, Method
 from wv_bench.methods_values import VALUES, Budget, Values
 
 STUDIES = ("batch", "gate")
@@ -236,7 +236,7 @@ def contestants_to_tune(names: Sequence[str]) -> Callable[[str], list[Contestant
 
 def grid(name: str) -> list[Values]:
     """Values to try for a method; for the rivals their main number, around what their papers take."""
-    if name in (*GATES, "balanced_gate"):
+    if name in (*GATES, *SKEW_GATES):
         kinds = [
             replace(VALUES, gate_kind=kind, gate_start=share, gate_end=share)
             for kind in ("label_average", "label")

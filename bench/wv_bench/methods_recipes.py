@@ -371,8 +371,10 @@ METHODS = {
 """By name, in the table's order."""
 
 GATES = ("gate", "gate_skip", "agreement", "mixup_gate", "mixup_then_gate", "sce_then_gate")
+SKEW_GATES = ("balanced_gate", "adjusted_gate")
+"""Those of sets whose classes differ in size."""
 RIVALS = ("gce", "sce", "elr", "mixup", "label_smoothing")
 CORE = ("ce", "sun2018", "gate", "mixup_then_gate", "sce_then_gate", *RIVALS)
 """What `--methods core` runs."""
-SKEW_CORE = ("ce", "sun2018", "gate", "weights", "balance", "balanced", "adjusted", "balanced_gate", "adjusted_gate")
+SKEW_CORE = ("ce", "sun2018", "gate", "weights", "balance", "balanced", "adjusted", *SKEW_GATES)
 """The same for sets whose classes differ in size."""

@@ -113,10 +113,10 @@ def command(
         world = World(rank=0, size=1, device=torch.device(str(device)))
         if what == "components" and "WORLD_SIZE" in os.environ:
             world = stack.enter_context(open_world(device.type))
-        gpu, notes = gpu_of(str(device))
+        gpu, notes = gpu_of(device)
         if device.type == "cpu" and not as_is and keep_freed_memory():
             notes = [*notes, "freed memory is kept, as wv-train has it; the bare loop has it too"]
-        about = machine_on(str(device), gpu)
+        about = machine_on(device, gpu)
         opened = None
         if shards is None and what == "gate-loader":
             raise click.UsageError("--gate-loader: expected SHARDS, found none")
