@@ -11,6 +11,7 @@ import click
 
 from wv_loader import LoaderError
 from wv_shards import ShardsError
+from wv_train.errors import TrainError
 from wv_train.lazy_group import LazyGroup
 
 COMMANDS = {
@@ -43,7 +44,7 @@ class _Benchmarks(LazyGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ShardsError, LoaderError) as error:
+        except (ShardsError, LoaderError, TrainError) as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
             if error.errno == errno.EPIPE:

@@ -169,6 +169,10 @@ def command(
         raise click.UsageError(f"--published names its sets and its regime itself: leave out --{named[0]}")
     if published:
         sets, regimes, model = ("worse", "random1"), ("published",), model or MODEL
+    if model:
+        from wv_train.models import own_size_px  # torch and timm: loaded where a model has to be looked up
+
+        own_size_px(model)  # refuses a name that nobody knows, before anything is made
     source = Cifar10n(data_directory)
     setting = Setting(
         out=out.absolute(),

@@ -244,3 +244,10 @@ def test_a_folder_that_is_not_there_has_no_results_to_show(tmp_path: Path) -> No
     told = CliRunner().invoke(cli.main, ["methods", str(tmp_path / "out"), "--show"])
     assert told.exit_code == 2
     assert "there are no results yet" in told.output
+
+
+def test_a_model_that_nobody_knows_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    words = ["methods", str(tmp_path), "--sets", "demo", "--model", "resnet_18", "--dry-run"]
+    told = CliRunner().invoke(cli.main, words)
+    assert (told.exit_code, len(told.output.splitlines())) == (1, 1)
+    assert "model resnet_18: neither one of wv-toolkit's nor of timm's" in told.output

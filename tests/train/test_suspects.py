@@ -291,3 +291,12 @@ def test_the_page_is_bounded_for_thousands_of_classes_and_the_worst_classes_are_
     assert set(by_class) == set(np.argsort(-expected, kind="stable")[: len(by_class)].tolist())
     assert len(by_class) > 200
     assert all((labels[mine] == one).all() and (np.diff(wrong[mine]) <= 0).all() for one, mine in by_class.items())
+
+
+def test_a_class_shows_as_many_as_are_expected_to_be_wrong_within_its_share_of_the_page() -> None:
+    labels = np.repeat(np.arange(4), 500)
+    wrong = np.repeat([0.9, 0.1, 0.02, 0.001], 500)
+    _, by_class = chosen_ordinals(wrong, labels, images=2000)
+    assert {one: len(mine) for one, mine in by_class.items()} == {0: 450, 1: 50, 2: 10, 3: 8}
+    _, by_class = chosen_ordinals(wrong, labels, images=400)
+    assert {one: len(mine) for one, mine in by_class.items()} == {0: 100, 1: 50, 2: 10, 3: 8}

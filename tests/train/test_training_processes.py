@@ -1,4 +1,4 @@
-"""Laws 6 and 8 with real processes: torchrun on 2 and 4 ranks, ranks killed, stopped or failing, SIGTERM, Ctrl-C.
+"""Laws 6 and 8 with real processes: torchrun, 1 to 4 ranks, ranks killed, stopped or failing, SIGTERM, Ctrl-C.
 
 Each process costs 4 to 5 s of CPU before its first step, and torchrun is one more: each launch shows all that it can
 show, ranks whose launcher does not matter have none, and where it does not matter how a Python begins and ends they are
@@ -68,15 +68,13 @@ def _with_every_python_running(code: str, folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def _interrupt(
-    start: list[str], out: Path, number: int, *arguments: object, rows: int = 8, timeout_s: float = 30
-) -> tuple[int, str]:
-    """Start a run, send it a signal when it has written more than so many rows, wait for its end; exit code, stderr."""
+def _interrupt(start: list[str], out: Path, number: int, *arguments: object, timeout_s: float = 30) -> tuple[int, str]:
+    """Start a run, send it a signal when it is well under way, wait for its end; exit code, stderr."""
     command = [*start, *(str(argument) for argument in arguments), *OPTIONS]
     process = subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    _await_rows(out, rows, lambda: process.poll() is None)
+    _await_rows(out, 8, lambda: process.poll() is None)
     if number == KILL_ONE_RANK:
         *_, last = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(last), signal.SIGKILL)
@@ -99,6 +97,13 @@ def _await_rows(out: Path, rows: int, alive: Callable[[], bool]) -> None:
         assert alive()
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def _exit_codes(ranks: list[BaseProcess]) -> list[int | None]:
+    """Of ranks that are about to end; None: it has not."""
+    for rank in ranks:
+        rank.join(30)
+    return [rank.exitcode for rank in ranks]
 
 
 def _alive_in_session(session: int) -> list[str]:
@@ -238,20 +243,27 @@ def test_ranks_see_the_same_samples_and_learn_the_same(
 
 
 def test_killed_on_four_ranks_and_stopped_on_two_it_continues_on_one_with_the_batches_that_were_next(
-    whole: Path, recipe: Path, small_dataset: Path, tmp_path: Path
+    whole: Path, recipe: Path, small_dataset: Path, tmp_path: Path, start_ranks: StartRanks
 ) -> None:
-    """kill -9 of one rank of four; two go on until SIGTERM. Every end names itself and how to go on."""
+    """kill -9 of one rank of four; two go on until SIGTERM, as torchrun passes it on. Every end says how to go on."""
     out = tmp_path / "run"
     arguments = ("--shards", small_dataset, "--recipe", recipe, "--out", out)
-    code, stderr = _interrupt(_torchrun(4), out, KILL_ONE_RANK, *arguments)
-    assert code != 0
+    four = start_ranks(4, MAIN, *arguments, *OPTIONS, stderr=tmp_path / "killed")
+    _await_rows(out, 8, lambda: four[0].exitcode is None)
+    four[3].kill()
+    assert _exit_codes(four) == [1, 1, 1, -signal.SIGKILL]
+    stderr = (tmp_path / "killed").read_text()
     assert "lost another rank at step" in stderr
     assert f"resume with: torchrun --nproc-per-node 4 -m wv_train --resume --out {out}" in stderr
     assert "Traceback" not in "".join(line for line in stderr.splitlines() if "wv-train" in line)
     killed_at = _last(out).position["step"]
     assert 0 < killed_at < _last(whole).position["step"]
-    code, stderr = _interrupt(_torchrun(2), out, signal.SIGTERM, "--resume", "--out", out, rows=14)
-    assert code != 0
+    two = start_ranks(2, MAIN, "--resume", "--out", out, *OPTIONS, stderr=tmp_path / "stopped")
+    _await_rows(out, 14, lambda: two[0].exitcode is None)
+    for rank in two:
+        rank.terminate()
+    assert _exit_codes(two) == [143, 143]
+    stderr = (tmp_path / "stopped").read_text()
     assert f"resuming at step {killed_at}" in stderr
     assert "resume with: torchrun --nproc-per-node 2 -m wv_train --resume" in stderr
     assert killed_at < _last(out).position["step"] < _last(whole).position["step"]

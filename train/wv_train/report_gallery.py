@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wv_train.ledger import HISTORY_VISITS
 from wv_train.report_bars import histogram, sparkline
 from wv_train.report_data import Judgement
 from wv_train.report_words import decimal, escape, percent, score_cell, short_name
@@ -55,7 +56,7 @@ def gallery_section(
         f"<h2>{escape(heading)}</h2>"
         f'<p class="quiet">{seen:,} of {samples:,} samples were shown. The lower the confidence that the '
         "model gave a label over all visits, the likelier the label is wrong. A small line is the label's confidence "
-        "from visit to visit, between 0 and 1.</p>"
+        f"at its last visits, at most {HISTORY_VISITS}, between 0 and 1.</p>"
         f'<div class="charts">{chart}{_judgement(judgement)}</div>'
         f"<details{' open' if opened else ''}><summary>The {len(suspects)} least believed images</summary>"
         f'<div class="gallery">{"".join(map(_card, suspects))}</div></details>'

@@ -20,8 +20,8 @@ PAGE_IMAGES = 2000
 """Pictures on the page by default: some 6 MB."""
 OVERALL_IMAGES = 120
 """The worst of all classes."""
-_CLASS_IMAGES = (8, 24)
-"""Pictures of a class, at least and at most, where it has so many suspects."""
+_LEAST_OF_A_CLASS = 8
+"""Pictures of a class that comes onto the page, where it has so many samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +84,8 @@ def chosen_ordinals(
 ) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
     """Ordinals of the worst overall, and of the worst of each class that comes onto the page.
 
+    Of a class as many as are expected to be wrong, within its share of the page and not fewer than a handful.
+
     Args:
         wrong: (N,) probability that the label is wrong, NaN where unknown.
         labels: (N,) class ids.
@@ -94,13 +96,14 @@ def chosen_ordinals(
     overall = order[: min(OVERALL_IMAGES, images)]
     classes = int(labels.max(initial=-1)) + 1
     expected = np.bincount(labels[known], weights=wrong[known], minlength=classes)
-    per_class = min(_CLASS_IMAGES[1], max(_CLASS_IMAGES[0], images // max(1, classes)))
+    share = max(_LEAST_OF_A_CLASS, images // max(1, classes))
+    per_class = np.clip(np.rint(expected).astype(np.int64), _LEAST_OF_A_CLASS, share)
     by_class = order[np.argsort(labels[order], kind="stable")]  # within a class the worst first
     starts = np.searchsorted(labels[by_class], np.arange(classes + 1))
     taken = set(overall.tolist())
     chosen: dict[int, NDArray[np.int64]] = {}
     for class_id in np.argsort(-expected, kind="stable").tolist():
-        worst = by_class[starts[class_id] : starts[class_id + 1]][:per_class]
+        worst = by_class[starts[class_id] : starts[class_id + 1]][: per_class[class_id]]
         more = set(worst.tolist()) - taken
         if not len(worst):
             continue

@@ -31,7 +31,8 @@ def render_suspects(page: SuspectsPage) -> str:
         f"<title>Suspects of {escape(page.run)}</title><style>{STYLE}{_STYLE}</style></head>\n<body>"
         f'<header class="page"><h1>Suspects of {escape(page.run)}</h1><p class="quiet">{escape(lead)}</p>'
         '<p class="quiet">Each picture: the given label, the class that the model believes in, the probability that '
-        "the label is wrong. The small line is the label's confidence at its last visits, at most 16, between 0 and 1. "
+        "the label is wrong, a rough number: the order is worth more. The small line is the label's confidence "
+        f"at its last visits, at most {HISTORY_VISITS}, between 0 and 1. "
         "Keys: <kbd>/</kbd> search; <kbd>j</kbd> and <kbd>k</kbd>, in the list <kbd>↓</kbd> and <kbd>↑</kbd> too, the "
         "next class and the one before.</p></header>\n"
         '<main class="browse"><nav aria-label="classes"><input id="search" type="search" placeholder="Search a class"'

@@ -207,6 +207,10 @@ def test_from_a_run_to_its_clusters_and_tiers_on_the_command_line(
             ["curriculum", "x", "--exact-up-to", "5"],
             "wv-annotate: exact_up_to: expected at least as many as references",
         ),
+        (
+            ["clusters", "x", "--clusters", "5", "--per-class", "4"],
+            "wv-annotate: --clusters and --per-class: expected one of them",
+        ),
         (["nonsense"], "wv-annotate: No such command 'nonsense'."),
     ],
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from wv_train.annotate.clusters import KIND, ClusterOptions, make_clusters
 from wv_train.annotate.feature_input import open_features
@@ -51,6 +52,9 @@ def command(
         options = ClusterOptions(clusters=clusters, per_class=per_class, pca=pca, iterations=iterations, seed=seed)
     except FieldError as error:
         raise click.UsageError(str(error)) from error
+    given = click.get_current_context().get_parameter_source
+    if per_class is not None and given("clusters") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--clusters and --per-class: expected one of them")
     features = open_features(features_path, shards)
     out = out or features_path.with_name(KIND)
     found = make_clusters(features, options, out, progress_bar)

@@ -18,7 +18,9 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @pass_options
-@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes of each sample.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes of each sample, at most all."
+)
 @click.option(
     "--temperature", type=float, default=2.0, show_default=True, help="Logits are divided by it before the softmax."
 )
