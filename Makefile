@@ -34,13 +34,16 @@ setup: $(VENV)/.ready
 $(VENV)/.extras: always
 	@[ "$$(cat $@ 2>/dev/null)" = "$(EXTRAS)" ] || { mkdir -p $(VENV) && echo "$(EXTRAS)" >$@; }
 
-# Bytecode is left to whoever first imports a module: pip would compile all of it, for most of a minute.
+# Bytecode is left to whoever first imports a module: pip would compile all of it, for most of a minute. Pillow-SIMD is
+# built on another core meanwhile; should that fail, setup tries again and says why.
 $(VENV)/.ready: pyproject.toml constraints.txt $(VENV)/.extras
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wv-toolkit needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "the venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt 'setuptools>=77' wheel
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@sh tools/setup_pillow_simd.sh $(VENV) wheel >/dev/null 2>&1 & \
+	set -x; $(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'; \
+	code=$$?; wait; exit $$code
 	@touch $@
 
 bench-setup: $(BENCH_VENV)/.ready

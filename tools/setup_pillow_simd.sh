@@ -1,7 +1,8 @@
 #!/bin/sh
 # Put Pillow-SIMD in Pillow's place where it can be built with every format; else stay on Pillow. Says which.
-# usage: setup_pillow_simd.sh VENV
-# Does nothing where Pillow-SIMD is in place already. WV_PILLOW=stock keeps Pillow.
+# usage: setup_pillow_simd.sh VENV [wheel]
+# Does nothing where Pillow-SIMD is in place already. WV_PILLOW=stock keeps Pillow. With `wheel` it is only built, for a
+# later call: that needs nothing of what pip installs meanwhile.
 set -eu
 venv=$1
 python=$venv/bin/python
@@ -56,6 +57,7 @@ wheels=$venv/pillow-simd
 if ! ls "$wheels/pillow_simd-$version-"*.whl >/dev/null 2>&1; then
     build
 fi
+[ "${2:-}" != wheel ] || exit 0
 "$python" -m pip uninstall -q -y pillow pillow-simd 2>/dev/null
 "$python" -m pip install -q --no-deps "$wheels/pillow_simd-$version-"*.whl
 formats='"jpg", "webp", "libtiff", "jpg_2000", "zlib", "littlecms2"'
