@@ -41,8 +41,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt $(VENV)/.extras
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "the venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt 'setuptools>=77' wheel
+	@echo "installing torch, 5 GB, then .[$(EXTRAS)] ..."
+	@sh tools/setup_heavy.sh $(VENV)
 	@sh tools/setup_pillow_simd.sh $(VENV) wheel >/dev/null 2>&1 & \
-	set -x; $(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'; \
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'; \
 	code=$$?; wait; exit $$code
 	@touch $@
 

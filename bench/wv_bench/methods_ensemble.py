@@ -1,4 +1,4 @@
-"""Weighted ensembles of a contestant's seeds against the best of them, by `wv-eval`.
+"""Weighted ensembles against the best of their members, by `wv-eval`: of a method's seeds, and of three methods.
 
 The weights are fitted on one half of the test set, chosen by a hash of the keys, and everything is judged on the other
 half (docs/evaluation.md): no image is used for both.
@@ -18,18 +18,26 @@ from wv_bench.stage_process import last_line
 from wv_shards import write_atomic
 
 MEMBERS = 3
-"""Seeds of an ensemble."""
+"""Runs of an ensemble."""
+MIXED = {False: ("sce_then_gate", "sce", "mixup_then_gate"), True: ("balanced", "balanced_gate", "adjusted_gate")}
+"""Methods of which one run each makes an ensemble too, on balanced sets and on skewed ones."""
 _WEIGHTS = ("model", "ema")
 
 
 def ensembles_of(runs: Sequence[Run], best_gate: str) -> list[list[Run]]:
-    """The first seeds of plain training and of the best gate, for each set and regime where all are done."""
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    """For each set and regime the first seeds of plain training and of the best gate, and a run of each of MIXED."""
+    seeds: dict[tuple[str, str, str], list[Run]] = {}
+    mixed: dict[tuple[str, str, int], list[Run]] = {}
     for run in runs:
-        wanted = ("ce", best_gate, "balanced_gate") if is_skewed(run.data) else ("ce", best_gate)
-        if run.label in wanted and run.result_file.exists():
-            groups.setdefault((run.data, run.regime.name, run.label), []).append(run)
-    return [members[:MEMBERS] for members in groups.values() if len(members) >= MEMBERS]
+        if not run.result_file.exists():
+            continue
+        skewed = is_skewed(run.data)
+        if run.label in ("ce", best_gate, *(("balanced_gate",) if skewed else ())):
+            seeds.setdefault((run.data, run.regime.name, run.label), []).append(run)
+        if run.label in MIXED[skewed]:
+            mixed.setdefault((run.data, run.regime.name, run.seed), []).append(run)
+    first = {group[:2]: members for group, members in reversed(mixed.items()) if len(members) == MEMBERS}
+    return [members[:MEMBERS] for members in seeds.values() if len(members) >= MEMBERS] + list(first.values())
 
 
 def read_ensembles(out: Path, groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
@@ -44,7 +52,7 @@ def ensemble_line(one: Mapping[str, Any]) -> str:
     name = f"{one['set']} {one['regime']} {one['label']}, {one['weights']}"
     others = f"equal weights {one['equal']:.1%}, best member {max(one['members']):.1%}"
     return (
-        f"{name}: ensemble of {len(one['members'])} seeds, weights {weights}: top-1 {one['fitted']:.1%} ({others}), on "
+        f"{name}: ensemble of {len(one['members'])}, weights {weights}: top-1 {one['fitted']:.1%} ({others}), on "
         f"{one['samples']:,} images that nothing was fitted on"
     )
 
@@ -72,13 +80,13 @@ def judge_ensembles(
             )
             if done.returncode:
                 told = last_line(done.stderr, f"ended with {done.returncode}")
-                say(f"ensemble of {first.data} {first.regime.name} {first.label}: FAILED: {told}")
+                say(f"ensemble of {first.data} {first.regime.name} {_label(members)}: FAILED: {told}")
                 continue
             found = json.loads(figures.read_text())
             document = {
                 "set": first.data,
                 "regime": first.regime.name,
-                "label": first.label,
+                "label": _label(members),
                 "weights": weights,
                 "seeds": [run.seed for run in members],
                 "fitted": found["top1"],
@@ -90,7 +98,12 @@ def judge_ensembles(
             write_atomic(file, (json.dumps(document, indent=1) + "\n").encode())
 
 
+def _label(members: Sequence[Run]) -> str:
+    return ", ".join(dict.fromkeys(run.label for run in members))
+
+
 def _file(out: Path, members: Sequence[Run], weights: str) -> Path:
     first, key = members[0], ",".join(run.digest for run in members)
-    name = f"{first.data}.{first.regime.name}.{first.label}.{weights}.{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    label = _label(members).replace(", ", "+")
+    name = f"{first.data}.{first.regime.name}.{label}.{weights}.{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     return out / "ensembles" / f"{name.replace(' ', '+')}.json"

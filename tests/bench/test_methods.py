@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from wv_bench import cli
 from wv_bench.methods_bars import Verdict, judge
 from wv_bench.methods_data import REGIMES, skewed_counts
+from wv_bench.methods_ensemble import ensembles_of
 from wv_bench.methods_judge import on_training_images
 from wv_bench.methods_page import page
 from wv_bench.methods_plan import Contestant, Run, Setting, contestants_named, contestants_to_tune, grid, plan_runs
@@ -185,6 +186,28 @@ def test_memorised_is_counted_over_wrong_labels_that_are_known() -> None:
     found = on_training_images(np.array([0, 1, 2, 1, 1, -1]), labels, true)
     assert found["memorised_fraction"] == pytest.approx(2 / 3)  # ordinals 1, 2, 3; 5 was not seen
     assert found["train_true_top1"] == pytest.approx(2 / 3)  # ordinals 0, 1, 3
+
+
+def test_ensembles_are_of_three_seeds_and_of_three_methods_where_all_are_done(tmp_path: Path) -> None:
+    words = ("ce", "sce", "mixup_then_gate", "sce_then_gate", "balanced", "balanced_gate", "adjusted_gate")
+    runs = plan(tmp_path, *words, seeds=(0, 1, 2), sets=("worse", "worse-skewed"))
+    assert ensembles_of(runs, "sce_then_gate") == []
+    missing = {("worse", "memorise", "sce", 0), ("worse-skewed", "memorise", "ce", 2), ("worse", "memorise", "ce", 1)}
+    for run in runs:
+        if run.regime.name == "memorise" and (run.data, "memorise", run.label, run.seed) not in missing:
+            run.result_file.parent.mkdir(parents=True)
+            run.result_file.write_text("{}")
+    found = {
+        (members[0].data, tuple((run.label, run.seed) for run in members))
+        for members in ensembles_of(runs, "sce_then_gate")
+    }
+    assert found == {
+        ("worse", tuple(("sce_then_gate", seed) for seed in range(3))),
+        ("worse", tuple((label, 1) for label in ("sce", "mixup_then_gate", "sce_then_gate"))),
+        ("worse-skewed", tuple(("sce_then_gate", seed) for seed in range(3))),
+        ("worse-skewed", tuple(("balanced_gate", seed) for seed in range(3))),
+        ("worse-skewed", tuple((label, 0) for label in ("balanced", "balanced_gate", "adjusted_gate"))),
+    }
 
 
 def test_a_results_folder_is_shown_and_tuned_values_stay_apart(test_data: Path, tmp_path: Path) -> None:
