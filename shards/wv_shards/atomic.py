@@ -3,6 +3,7 @@
 It does not lock: who may write into a directory is decided above.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
 """Ending of every temporary name. Readers never open such a file; a resumed build overwrites it."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -18,15 +20,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success fsync it and rename it to `path`, on failure remove it.
 
     Raises:
-        OSError: no space, no permission; `path` is then as it was before.
+        OSError: no space, no permission, with a `filename`; `path` is then as it was before.
     """
     temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:
             yield file
             commit(file, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            error.filename = str(path)  # a write tells none
         raise
 
 

@@ -147,6 +147,13 @@ def test_a_file_is_whole_or_as_it_was_even_after_kill_9(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["manifest.json"]
 
 
+def test_on_a_full_disk_the_error_names_the_file_and_nothing_of_it_is_left(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as full:
+        write_atomic(small_disk / "page.html", bytes(2 << 20))
+    assert full.value.filename == str(small_disk / "page.html")
+    assert list(small_disk.iterdir()) == []
+
+
 def test_the_index_round_trips_and_wrong_sizes_are_refused(tmp_path: Path) -> None:
     records = np.zeros(5, dtype=INDEX_DTYPE)
     records["offset"] = np.arange(5) * 1000

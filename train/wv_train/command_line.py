@@ -26,7 +26,8 @@ def run_command(name: str, command: click.Command) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        _exit(1, f"{name}: {error.filename}: {error.strerror or error}")
+        where = f"{error.filename}: " if error.filename else ""
+        _exit(1, f"{name}: {where}{error.strerror or error}")
     except (click.Abort, KeyboardInterrupt):
         _exit(130, f"{name}: interrupted")
 
