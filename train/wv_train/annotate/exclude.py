@@ -118,7 +118,7 @@ def _told(excluded: Excluded) -> str:
     """For a person."""
     gone, samples = int(np.count_nonzero(excluded.rows)), len(excluded.rows)
     told = f"{gone:,} of {samples:,} samples excluded ({gone / max(1, samples):.1%})"
-    told += f", of which {excluded.expected_wrong:,.0f} are expected to have a wrong label"
+    told += f", of which {excluded.expected_wrong:,.0f} are expected to have a wrong label (roughly: docs/suspects.md)"
     if excluded.spared:
         classes = "class" if excluded.classes_spared == 1 else "classes"
         told += f"; {excluded.spared:,} more stay, of {excluded.classes_spared:,} {classes} that --max-per-class keeps"
