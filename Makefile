@@ -17,7 +17,7 @@ GPU_CHECK ?= gpu-check
 EXTRAS ?= $(or $(shell cat $(VENV)/.extras 2>/dev/null),dev)
 
 # Tests go in so many processes, which take over from one another: many wait for processes of their own.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 
 # Tests and the demo use one thread per process where they start several.
 export PYTHONUNBUFFERED := 1

@@ -12,4 +12,4 @@ version=$(sed -n 's/^pillow==//p' "$(dirname "$0")/../constraints.txt")
 [ -f "$stock/pillow-$version.dist-info/METADATA" ] || "$python" -m pip install -q --no-deps --target "$stock" "pillow==$version"
 PYTHONPATH=$stock "$python" -c "import PIL; assert PIL.__version__ == '$version', PIL.__version__"
 echo "tests of images on Pillow $version:"
-PYTHONPATH=$stock exec "$python" -m pytest -q -n 2 --dist worksteal -k "not dali" tests/loader/test_augment.py tests/loader/test_engines.py tests/ingest/test_ingest_check.py tests/ingest/test_ingest_jpeg.py
+PYTHONPATH=$stock exec "$python" -m pytest -q -k "not dali" tests/loader/test_augment.py tests/loader/test_engines.py tests/ingest/test_ingest_check.py tests/ingest/test_ingest_jpeg.py
