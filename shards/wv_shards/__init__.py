@@ -35,7 +35,7 @@ from wv_shards.manifest import (
     band_of,
     band_range,
 )
-from wv_shards.overlay import EXCLUDE, EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay, lost_exclude
+from wv_shards.overlay import EXCLUDE, EXCLUDE_ASKED, EXCLUDE_DUPLICATE, Overlay, lost_exclude, without_suffix
 from wv_shards.overlay_rows import COMMIT_S, OverlayRows
 from wv_shards.reader import Dataset
 from wv_shards.tables import (
@@ -124,6 +124,7 @@ __all__ = [
     "temporary_files",
     "timm_info",
     "verify",
+    "without_suffix",
     "write_atomic",
     "write_index",
     "write_timm_info",

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from wv_shards import without_suffix
 from wv_train.errors import TrainError
 
 
@@ -11,7 +12,8 @@ def shards_of(base: Path, kind: str, wanted: str) -> Path:
 
     Raises TrainError: there is no such overlay, or it names none.
     """
-    path = base.with_name(base.name.removesuffix(".npy").removesuffix(".json") + ".json")
+    path = without_suffix(base)
+    path = path.with_name(path.name + ".json")
     try:
         facts = json.loads(path.read_bytes())
     except FileNotFoundError as error:
